@@ -1,0 +1,1 @@
+"""Dual on-policy distillation of vision-language and language models with privileged information."""

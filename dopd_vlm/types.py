@@ -1,0 +1,115 @@
+"""The records that flow: Sample -> PromptPair -> Rollout -> Regime, and the Route a regime takes.
+
+Letters in shapes: B sequences, T completion tokens, V vocabulary, H hidden size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+ViewName = Literal["plain", "privileged"]
+Message = dict[str, Any]
+"""One chat turn: {"role": str, "content": str or [{"type": "image", "image": PIL} | {"type": "text", "text": str}]}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a model sees besides the question."""
+
+    images: tuple[Image.Image, ...] = ()
+    """RGB pictures, EXIF-upright, alpha already composited."""
+    context: str = ""
+    """Privileged text; empty in the plain view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One question in both views. The core never learns which annotation types made the privileged one."""
+
+    uid: str
+    question: str
+    """May hold `<image>` placeholders, as many as `plain.images`; without any, images come first."""
+    answer: str
+    plain: View
+    privileged: View
+    choices: Mapping[str, str] | None = None
+    """{letter: option text}, or None for open questions."""
+    answer_type: str = "text"
+    """text, choice, number, math, box or code: chooses the scorer."""
+    system: str | None = None
+    history: tuple[Message, ...] = ()
+    """Earlier text turns of a conversation, oldest first."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Where the row came from: `file`, `licence`, `split` and whatever `meta` held."""
+
+    def __post_init__(self) -> None:
+        if self.plain.context:
+            raise ValueError(f"sample {self.uid!r}: the plain view must carry no privileged context")
+
+    def view(self, name: ViewName) -> View:
+        """The view of that name."""
+        return {"plain": self.plain, "privileged": self.privileged}[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPair:
+    """Chat messages: rollouts come from `plain`, both targets score under `privileged`."""
+
+    uid: str
+    plain: list[Message]
+    privileged: list[Message]
+
+    def view(self, name: ViewName) -> list[Message]:
+        """The messages of the view of that name."""
+        return {"plain": self.plain, "privileged": self.privileged}[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One sampled completion; its ids travel as sampled and are never decoded and encoded again."""
+
+    uid: str
+    completion_ids: torch.Tensor
+    """int64 [T], EOS kept."""
+    sampler_logp: torch.Tensor
+    """fp32 [T], log-prob in nats of each token under the distribution that was sampled from."""
+    finish_reason: Literal["stop", "length"]
+
+
+class Regime(IntEnum):
+    """Where a token stands in DOPD's routing (paper section 1.4); masked tokens carry -1."""
+
+    LH = 0
+    """Low gap, both confident: light teaching."""
+    LL = 1
+    """Low gap, neither confident: weak anchor to the privileged student."""
+    HT = 2
+    """High gap, teacher at least as confident: deep teaching."""
+    HS = 3
+    """High gap, privileged student more confident: light anchor to the privileged student."""
+
+
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+Tail = Literal["bucket", "renormalise", "truncate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """How one regime's tokens are taught."""
+
+    target: Literal["teacher", "student"]
+    """`student` is the self-target: the student's own weights (live, EMA or frozen), no gradient."""
+    target_view: ViewName = "privileged"
+    divergence: Divergence
+    top_k: int | None = None
+    """Support size; None is the full vocabulary."""
+    weight: float = 1.0
+    beta: float = 0.5
+    """Mixture weight of `jsd` only: 0 forward KL, 1 reverse KL, 0.5 the paper's JS."""
+    support: Literal["target", "student"] = "target"
+    """Whose K most probable tokens make the support."""
+    tail: Tail = "bucket"

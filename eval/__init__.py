@@ -1,0 +1,1 @@
+"""Benchmarks, scorers and statistics for any model in the plain or the privileged view."""

@@ -1,0 +1,148 @@
+"""Chat messages and completion ids -> model inputs, and where in them the completion is predicted.
+
+Shapes: B sequences, P prompt tokens, T completion tokens, L = padded length.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from dopd_vlm.models import Policy
+from dopd_vlm.types import Message
+
+TOKEN_INPUTS = ("input_ids", "mm_token_type_ids")
+"""Inputs with one entry per token; the others hold pictures and are concatenated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompt:
+    """One rendered prompt: its ids and the processor's picture tensors."""
+
+    uid: str
+    text: str
+    """The prompt as the chat template rendered it."""
+    input_ids: Tensor
+    """int64 [P]."""
+    token_types: Tensor | None
+    """int64 [P], 1 at image tokens; None for models that do not ask for it."""
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    """pixel_values and image_grid_thw as the processor returned them; empty without pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Padded model inputs of B sequences; `positions` says which hidden state predicts which completion token."""
+
+    inputs: dict[str, Tensor]
+    completion_ids: Tensor
+    """int64 [B, T], pad id where masked."""
+    mask: Tensor
+    """bool [B, T], built with the ids: EOS counts even where pad and EOS share an id."""
+    positions: Tensor
+    """int64 [B, T] into L: the position before each completion token."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(
+            inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
+            completion_ids=self.completion_ids.to(device),
+            mask=self.mask.to(device),
+            positions=self.positions.to(device),
+        )
+
+
+def encode_prompt(
+    policy: Policy, messages: Sequence[Message], *, uid: str = "", template_kwargs: Mapping[str, Any] | None = None
+) -> EncodedPrompt:
+    """One prompt up to where the completion begins; the template adds every special token, the tokenizer none.
+
+    Raises ValueError naming the uid when image tokens and picture features do not agree in number.
+    """
+    processor = policy.processor
+    text = processor.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
+    )
+    images = _images(messages)
+    if images and processor is policy.tokenizer:
+        raise ValueError(f"sample {uid!r} has {len(images)} picture(s), but {policy.path!r} is a text-only model")
+    visual = {"images": images} if images else {}
+    encoded = processor(text=[text], add_special_tokens=False, return_tensors="pt", **visual)
+    prompt = EncodedPrompt(
+        uid=uid,
+        text=text,
+        input_ids=encoded["input_ids"][0],
+        token_types=encoded["mm_token_type_ids"][0] if "mm_token_type_ids" in encoded else None,
+        pictures={n: t for n, t in encoded.items() if n not in (*TOKEN_INPUTS, "attention_mask", "token_type_ids")},
+    )
+    _check_image_tokens(policy, prompt)
+    return prompt
+
+
+def _images(messages: Sequence[Message]) -> list[Any]:
+    blocks = [block for turn in messages if isinstance(turn["content"], list) for block in turn["content"]]
+    return [block["image"] for block in blocks if block["type"] == "image"]
+
+
+def _check_image_tokens(policy: Policy, prompt: EncodedPrompt) -> None:
+    image_id = getattr(policy.model.config, "image_token_id", None)
+    if image_id is None:
+        return
+    tokens = int((prompt.input_ids == image_id).sum())
+    grid = prompt.pictures.get("image_grid_thw")
+    merge = getattr(getattr(policy.processor, "image_processor", None), "merge_size", 1)
+    features = 0 if grid is None else int(grid.prod(-1).sum()) // merge**2
+    if tokens != features:
+        raise ValueError(
+            f"sample {prompt.uid!r}: the prompt has {tokens} image tokens but its pictures give {features} features; "
+            "is an image token written in the text of the row?"
+        )
+
+
+def collate(
+    prompts: Sequence[EncodedPrompt],
+    completions: Sequence[Tensor] | None = None,
+    *,
+    pad_id: int,
+    padding_side: Literal["left", "right"] = "right",
+) -> Batch:
+    """Prompts followed verbatim by their completion ids, padded to one length on either side.
+
+    Without completions: left-pad for generation. Each sequence keeps its own prompt length, so plain
+    and privileged batches of the same completions align by offset, never by absolute position.
+    """
+    if completions is None:
+        completions = [torch.empty(0, dtype=torch.int64) for _ in prompts]
+    ids = [torch.cat([p.input_ids, c]) for p, c in zip(prompts, completions, strict=True)]
+    lengths = torch.tensor([len(row) for row in ids])
+    width = int(lengths.max())
+    inputs = {
+        "input_ids": pad_sequence(ids, True, pad_id, padding_side),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True, 0, padding_side),
+        **_pictures(prompts),
+    }
+    if all(p.token_types is not None for p in prompts):
+        types = [_fit(p.token_types, len(row)) for p, row in zip(prompts, ids, strict=True)]
+        inputs["mm_token_type_ids"] = pad_sequence(types, True, 0, padding_side)
+    completion_ids = pad_sequence(list(completions), True, pad_id)
+    num_tokens = torch.tensor([len(c) for c in completions])
+    offset = torch.arange(completion_ids.shape[1])
+    start = (width - num_tokens if padding_side == "left" else lengths - num_tokens) - 1
+    mask = offset < num_tokens[:, None]
+    positions = torch.where(mask, start[:, None] + offset, 0)
+    return Batch(inputs=inputs, completion_ids=completion_ids, mask=mask, positions=positions)
+
+
+def _fit(types: Tensor | None, length: int) -> Tensor:
+    assert types is not None
+    return torch.nn.functional.pad(types, (0, length - len(types)))
+
+
+def _pictures(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    names = {name for prompt in prompts for name in prompt.pictures}
+    return {
+        name: torch.cat([p.pictures[name] for p in prompts if name in p.pictures]) for name in sorted(names)
+    }

@@ -1,0 +1,187 @@
+"""Load the student, the frozen teacher and their processors; check that their vocabularies agree."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from dopd_vlm.config import LoraConfig, ModelConfig
+
+VISUAL_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A model with the processor that makes its inputs."""
+
+    model: PreTrainedModel
+    processor: Any
+    """A ProcessorMixin for vision-language models, the tokenizer itself for text-only ones."""
+    path: str
+    """Where it was loaded from."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor's tokenizer."""
+        is_tokenizer = isinstance(self.processor, PreTrainedTokenizerBase)
+        return self.processor if is_tokenizer else self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.model.device
+
+    @property
+    def head(self) -> nn.Module:
+        """The output projection, [V, H] weight and perhaps a bias."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model without its head: input ids and pixels -> hidden states."""
+        get_base = getattr(self.model, "get_base_model", None)  # a PEFT wrapper
+        return (get_base() if get_base else self.model).base_model
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a completion."""
+        eos = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        eos = self.tokenizer.eos_token_id if eos is None else eos
+        return (eos,) if isinstance(eos, int) else tuple(eos)
+
+    @property
+    def pad_id(self) -> int:
+        """Fills batches; it never decides what is masked."""
+        pad = self.tokenizer.pad_token_id
+        return self.eos_ids[0] if pad is None else pad
+
+    @property
+    def visual_ids(self) -> tuple[int, ...]:
+        """Image and video marker ids, which a completion must not contain: the next forward would look for pixels."""
+        config = self.model.config
+        ids = (getattr(config, name, None) for name in VISUAL_TOKENS)
+        return tuple(sorted({int(i) for i in ids if i is not None}))
+
+
+def load_policy(config: ModelConfig, *, device: str | torch.device, trainable: bool) -> Policy:
+    """The model in eval mode on `device`, safetensors only; frozen unless `trainable`.
+
+    Raises ValueError when the folder is absent, holds no safetensors, or has no chat template.
+    """
+    path = _existing(config.path)
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    try:
+        is_visual = (
+            AutoConfig.from_pretrained(path, **options).model_type
+            in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        )
+        processor = AutoProcessor.from_pretrained(path, **options)
+        auto = AutoModelForImageTextToText if is_visual else AutoModelForCausalLM
+        model = auto.from_pretrained(
+            path,
+            dtype=model_dtype(config, device, trainable),
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            quantization_config=_quantization(config, trainable),
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot load model {config.path!r}: {error}") from error
+    if getattr(processor, "chat_template", None) is None:
+        raise ValueError(
+            f"model {config.path!r} has no chat template; use an instruction-tuned checkpoint "
+            "or put a chat_template.jinja into its folder"
+        )
+    if config.load_in == "full":
+        model.to(device)
+    model.requires_grad_(trainable)
+    return Policy(model=disable_dropout_(model).eval(), processor=processor, path=config.path)
+
+
+def model_dtype(config: ModelConfig, device: str | torch.device, trainable: bool) -> torch.dtype:
+    """`auto` keeps trained weights in fp32: at lr 5e-6 an update is below bfloat16's resolution."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    return torch.bfloat16 if has_bfloat16(device) and not trainable else torch.float32
+
+
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Whether the device computes bfloat16 in hardware; CPUs are slower in it and answer no."""
+    return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def disable_dropout_(model: PreTrainedModel) -> PreTrainedModel:
+    """Dropout off for good: rollout, targets and loss must see one and the same network."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    return model
+
+
+def add_lora(policy: Policy, config: LoraConfig) -> Policy:
+    """The same policy with trainable adapters on a frozen model (extra `peft`)."""
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    adapters = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=config.target_modules)
+    return Policy(
+        model=get_peft_model(policy.model, adapters),  # type: ignore[arg-type]
+        processor=policy.processor,
+        path=policy.path,
+    )
+
+
+def check_vocabularies(student: Policy, teacher: Policy) -> None:
+    """Raise ValueError unless both tokenizers map the same tokens to the same ids; head widths may differ by padding."""
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    differing = sorted(
+        token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)
+    )
+    shown = ", ".join(f"{t!r}: {ours.get(t)} / {theirs.get(t)}" for t in differing[:5])
+    raise ValueError(
+        f"student {student.path!r} and teacher {teacher.path!r} map {len(differing)} tokens to different ids "
+        f"(student / teacher: {shown}); token-level distillation needs one vocabulary: take a teacher of the same family"
+    )
+
+
+def head_arguments(policy: Policy) -> tuple[Tensor, Tensor | None]:
+    """Weight [V, H] and bias [V] or None of the output projection."""
+    head = policy.head
+    return head.weight, getattr(head, "bias", None)  # type: ignore[return-value]
+
+
+def _existing(path: str) -> str:
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    folder = Path(path).expanduser()
+    if looks_local and not folder.is_dir():
+        raise ValueError(f"model folder {path!r} does not exist")
+    return str(folder) if folder.is_dir() else path
+
+
+def _quantization(config: ModelConfig, trainable: bool) -> Any:
+    if config.load_in == "full":
+        return None
+    if trainable:
+        raise ValueError(f"student.load_in={config.load_in!r}: trained weights must be full")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=config.load_in == "4bit",
+        load_in_8bit=config.load_in == "8bit",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

@@ -48,7 +48,9 @@ class Sample:
 
     def __post_init__(self) -> None:
         if self.plain.context:
-            raise ValueError(f"sample {self.uid!r}: the plain view must carry no privileged context")
+            raise ValueError(
+                f"sample {self.uid!r}: the plain view must carry no privileged context"
+            )
 
     def view(self, name: ViewName) -> View:
         """The view of that name."""
@@ -110,6 +112,7 @@ class Route:
     weight: float = 1.0
     beta: float = 0.5
     """Mixture weight of `jsd` only: 0 forward KL, 1 reverse KL, 0.5 the paper's JS."""
-    support: Literal["target", "student"] = "target"
-    """Whose K most probable tokens make the support."""
+    support: Literal["target", "student", "sampled"] = "target"
+    """Whose K most probable tokens make the support; `sampled` estimates the divergence from the
+    sampled token alone (`top_k` and `tail` are then unused)."""
     tail: Tail = "bucket"

@@ -1,0 +1,204 @@
+"""Per-token divergences between the distribution that learns (student) and a target.
+
+Pure functions: full-vocabulary log-probabilities in, one value per token out. Masks, weights and
+averages live in routing.py.
+
+Shapes: ... = leading axes, V = vocabulary, K = support. Units: nats. Inputs are log-probabilities
+(float32 or float64) with the temperature already applied to the logits; any input may carry a
+gradient. Forward KL is KL(target || student), reverse KL is KL(student || target).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .types import Tail
+
+PairDivergence = Callable[[Tensor, Tensor], Tensor]
+Support = Literal["target", "student"]
+# log(1 - mass) has an infinite slope at mass 1; this is the largest log-mass that still has a tail.
+MAX_LOG_MASS = -1e-7
+
+
+def _kl(p_logp: Tensor, q_logp: Tensor) -> Tensor:
+    return (p_logp.exp() * (p_logp - q_logp)).sum(-1)
+
+
+def forward_kl(student_logp: Tensor, target_logp: Tensor) -> Tensor:
+    """KL(target || student) = sum_v q_v (log q_v - log p_v).  [..., V], [..., V] -> [...]
+
+    p is the student, q the target (paper Eq. 2). At least 0, and 0 only at equality.
+    """
+    return _kl(target_logp, student_logp)
+
+
+def reverse_kl(student_logp: Tensor, target_logp: Tensor) -> Tensor:
+    """KL(student || target) = sum_v p_v (log p_v - log q_v).  [..., V], [..., V] -> [...]
+
+    p is the student, q the target (paper Eq. 3). At least 0, and 0 only at equality.
+    """
+    return _kl(student_logp, target_logp)
+
+
+def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5) -> Tensor:
+    """beta KL(target || M) + (1 - beta) KL(student || M), M = (1 - beta) student + beta target.
+
+    [..., V], [..., V] -> [...]. beta = 0.5 is the paper's JS (Eq. 4), symmetric and at most log 2.
+    beta = 0 is defined as the forward and beta = 1 as the reverse KL; the interior does not tend
+    to these values (it tends to 0), so beta = 0.001 is not nearly a forward KL.
+
+    Raises:
+        ValueError: beta outside [0, 1].
+
+    Source: Agarwal et al. 2024, On-Policy Distillation of Language Models (2306.13649); TRL's
+    convention.
+    """
+    check_beta(beta)
+    if beta == 0.0:
+        return forward_kl(student_logp, target_logp)
+    if beta == 1.0:
+        return reverse_kl(student_logp, target_logp)
+    # In log space: a tail below about e^-103 is 0 as a float32 probability, and log 0 is -inf.
+    mixture = torch.logaddexp(student_logp + math.log1p(-beta), target_logp + math.log(beta))
+    return beta * _kl(target_logp, mixture) + (1.0 - beta) * _kl(student_logp, mixture)
+
+
+def check_beta(beta: float) -> None:
+    """Raises ValueError unless beta lies in [0, 1]."""
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(
+            f"beta={beta} is outside [0, 1]; 0 is the forward KL, 1 the reverse KL, 0.5 the JS"
+        )
+
+
+def top_k_reverse_kl(
+    student_logp: Tensor,
+    target_logp: Tensor,
+    k: int,
+    *,
+    support: Support = "target",
+    tail: Tail = "bucket",
+) -> Tensor:
+    """Reverse KL over the K most probable tokens of the target or the student.  [...]
+
+    `bucket` adds one entry with the mass outside the support, `renormalise` divides both sides by
+    their mass inside, `truncate` drops the rest. Only the first two are divergences: a truncated
+    one has a gradient where both distributions are equal. k >= V is the full form.
+
+    Raises:
+        ValueError: k < 1, unknown support or tail.
+    """
+    return _top_k(reverse_kl, student_logp, target_logp, k, support, tail)
+
+
+def top_k_forward_kl(
+    student_logp: Tensor,
+    target_logp: Tensor,
+    k: int,
+    *,
+    support: Support = "target",
+    tail: Tail = "bucket",
+) -> Tensor:
+    """Forward KL over the K most probable tokens; options and errors of `top_k_reverse_kl`."""
+    return _top_k(forward_kl, student_logp, target_logp, k, support, tail)
+
+
+def top_k_jsd(
+    student_logp: Tensor,
+    target_logp: Tensor,
+    k: int,
+    *,
+    beta: float = 0.5,
+    support: Support = "target",
+    tail: Tail = "bucket",
+) -> Tensor:
+    """Generalized JSD over the K most probable tokens; options and errors of `top_k_reverse_kl`."""
+
+    def jsd(student: Tensor, target: Tensor) -> Tensor:
+        return generalized_jsd(student, target, beta)
+
+    return _top_k(jsd, student_logp, target_logp, k, support, tail)
+
+
+def _top_k(
+    divergence: PairDivergence,
+    student_logp: Tensor,
+    target_logp: Tensor,
+    k: int,
+    support: Support,
+    tail: Tail,
+) -> Tensor:
+    if k < 1:
+        raise ValueError(f"k={k}: the support needs at least one token")
+    if support not in ("target", "student"):
+        raise ValueError(f"support={support!r}: choose target or student")
+    if k >= student_logp.shape[-1]:
+        return divergence(student_logp, target_logp)
+    ids = top_k_ids(target_logp if support == "target" else student_logp, k)
+    return support_divergence(
+        divergence, student_logp.gather(-1, ids), target_logp.gather(-1, ids), tail
+    )
+
+
+def support_divergence(
+    divergence: PairDivergence, student_logp: Tensor, target_logp: Tensor, tail: Tail
+) -> Tensor:
+    """The divergence of two distributions known on a support only.  [..., K], [..., K] -> [...]
+
+    Inputs are log-probabilities of the full distribution at the K support tokens; `tail` says
+    what stands for the rest (see `top_k_reverse_kl`).
+    """
+    if tail == "bucket":
+        return divergence(with_tail_bucket(student_logp), with_tail_bucket(target_logp))
+    if tail == "renormalise":
+        return divergence(student_logp.log_softmax(-1), target_logp.log_softmax(-1))
+    if tail == "truncate":
+        return divergence(student_logp, target_logp)
+    raise ValueError(f"tail={tail!r}: choose bucket, renormalise or truncate")
+
+
+def with_tail_bucket(logp: Tensor) -> Tensor:
+    """Log-probs on a support with one more entry, log(1 - sum).  [..., K] -> [..., K + 1]"""
+    mass = logp.logsumexp(-1, keepdim=True).clamp(max=MAX_LOG_MASS)
+    return torch.cat([logp, (-mass.expm1()).log()], -1)
+
+
+BLOCK = 64
+"""Width of the blocks of the two-level search in `top_k_ids`."""
+
+
+@torch.no_grad()
+def top_k_ids(scores: Tensor, k: int) -> Tensor:
+    """Ids of the k greatest entries, greatest first, ties by the lowest id.  [..., V] -> [..., k]
+
+    Two levels: the k + 1 greatest entries lie in the k + 1 blocks with the greatest maxima, so
+    only these are searched. Where the k-th and the next entry are equal, the row is sorted stably.
+    """
+    vocab = scores.shape[-1]
+    k = min(k, vocab)
+    rows = scores.reshape(-1, vocab)
+    if k == vocab:
+        return rows.sort(-1, descending=True, stable=True).indices.view(*scores.shape[:-1], k)
+    values, ids = _blockwise_top(rows, k + 1) if vocab > 4 * BLOCK * k else rows.topk(k + 1, -1)
+    tied = values[:, k] == values[:, k - 1]
+    ids = ids[:, :k].sort(-1).values
+    order = rows.gather(-1, ids).sort(-1, descending=True, stable=True).indices
+    ids = ids.gather(-1, order)
+    if tied.any():
+        ids[tied] = rows[tied].sort(-1, descending=True, stable=True).indices[:, :k]
+    return ids.view(*scores.shape[:-1], k)
+
+
+def _blockwise_top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk of rows [C, V], reading V once."""
+    whole = rows.shape[-1] // BLOCK * BLOCK
+    blocks = rows[:, :whole].unflatten(-1, (-1, BLOCK))
+    chosen = blocks.amax(-1).topk(k, -1, sorted=False).indices
+    ids = (chosen[..., None] * BLOCK + torch.arange(BLOCK, device=rows.device)).flatten(-2)
+    rest = torch.arange(whole, rows.shape[-1], device=rows.device).expand(len(rows), -1)
+    ids = torch.cat([ids, rest], -1)
+    values, order = rows.gather(-1, ids).topk(k, -1)
+    return values, ids.gather(-1, order)

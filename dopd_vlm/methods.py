@@ -1,0 +1,185 @@
+"""Distillation methods as tables: which route each regime's tokens take. No code branches on a name.
+
+A method that does not route by gap has the same route in every regime.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .types import Regime, Route, ViewName
+
+TOP_K = 128
+LIGHT, WEAK = 0.6, 0.3
+"""beta_l and beta_w of the paper (section 1.4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A student view and a route for each regime."""
+
+    name: str
+    student_view: ViewName = "plain"
+    """What the learning side sees; privileged only in Fig. 3's Priv.T->Priv.S."""
+    routes: Mapping[Regime, Route]
+    """All four regimes. A route of weight 0 drops its tokens."""
+    self_target: Literal["live", "ema", "frozen"] = "live"
+    """Which copy of the student is the self-target: the paper's live one, an average, the first."""
+    routes_by_gap: bool = True
+    """Whether the privilege gap decides the regime; needs both privileged scores."""
+
+    def __post_init__(self) -> None:
+        missing = [regime.name for regime in Regime if regime not in self.routes]
+        if missing:
+            raise ValueError(f"method {self.name!r} has no route for {', '.join(missing)}")
+        for target in ("teacher", "student"):
+            views = {route.target_view for route in self._used(target)}
+            if self.routes_by_gap:
+                views.add("privileged")
+            if len(views) > 1:
+                raise ValueError(
+                    f"method {self.name!r} needs its {target} target in {len(views)} views; "
+                    "routing by gap needs privileged, and a method scores each target once"
+                )
+
+    def _used(self, target: str) -> list[Route]:
+        return [r for r in self.routes.values() if r.target == target and r.weight != 0.0]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher must score the completions."""
+        return self.routes_by_gap or bool(self._used("teacher"))
+
+    @property
+    def needs_self_target(self) -> bool:
+        """Whether the student (live, EMA or frozen) must score them as a target."""
+        return self.routes_by_gap or bool(self._used("student"))
+
+    @property
+    def teacher_view(self) -> ViewName:
+        """View under which the teacher scores."""
+        return self._view("teacher")
+
+    @property
+    def self_target_view(self) -> ViewName:
+        """View under which the self-target scores."""
+        return self._view("student")
+
+    def _view(self, target: str) -> ViewName:
+        used = self._used(target)
+        return used[0].target_view if used else "privileged"
+
+    @property
+    def teacher_top_k(self) -> int | None:
+        """Support size that pass 1 keeps of the teacher; None where no route needs one."""
+        return self._top_k("teacher")
+
+    @property
+    def self_target_top_k(self) -> int | None:
+        """Support size that pass 1 keeps of the self-target; None where no route needs one."""
+        return self._top_k("student")
+
+    def _top_k(self, target: str) -> int | None:
+        sizes = [r.top_k for r in self._used(target) if r.top_k and r.support == "target"]
+        return max(sizes, default=None)
+
+
+LIGHT_TEACHER = Route(target="teacher", divergence="reverse_kl", top_k=TOP_K, weight=LIGHT)
+WEAK_STUDENT = Route(target="student", divergence="reverse_kl", top_k=TOP_K, weight=WEAK)
+DEEP_TEACHER = Route(target="teacher", divergence="jsd")
+LIGHT_STUDENT = Route(target="student", divergence="reverse_kl", top_k=TOP_K, weight=LIGHT)
+TOP_K_JS = Route(target="teacher", divergence="jsd", top_k=TOP_K)
+VANILLA = Route(
+    target="teacher", target_view="plain", divergence="reverse_kl", top_k=TOP_K, weight=1.0
+)
+SELF = Route(target="student", divergence="reverse_kl", top_k=TOP_K)
+PRIVILEGED_TEACHER = replace(VANILLA, target_view="privileged")
+
+DOPD_ROUTES: dict[Regime, Route] = {
+    Regime.LH: LIGHT_TEACHER,
+    Regime.LL: WEAK_STUDENT,
+    Regime.HT: DEEP_TEACHER,
+    Regime.HS: LIGHT_STUDENT,
+}
+
+
+def uniform(name: str, route: Route, **fields: ViewName) -> Method:
+    """A method that treats every token alike: no gap, one target."""
+    return Method(name=name, routes=dict.fromkeys(Regime, route), routes_by_gap=False, **fields)
+
+
+def variant(name: str, **routes: Route) -> Method:
+    """DOPD with other routes for the named regimes: variant("x", LL=..., HS=...)."""
+    return Method(name=name, routes=DOPD_ROUTES | {Regime[key]: r for key, r in routes.items()})
+
+
+def dropped(route: Route) -> Route:
+    """The route with weight 0: its tokens are not trained on."""
+    return replace(route, weight=0.0)
+
+
+def _token_types(name: str, *used: Regime) -> Method:
+    routes = {r: DOPD_ROUTES[r] if r in used else dropped(DOPD_ROUTES[r]) for r in Regime}
+    return Method(name=name, routes=routes)
+
+
+def _one_objective(route: Route) -> Route:
+    return replace(route, divergence="jsd")
+
+
+_METHODS = (
+    # Paper sections 1.4 and 1.5.
+    Method(name="dopd", routes=DOPD_ROUTES),
+    # Eq. 5 and Fig. 3 T->S. The paper leaves the granularity of its vanilla OPD open.
+    uniform("opd", VANILLA),
+    uniform("opd_full", replace(VANILLA, divergence="jsd", top_k=None)),
+    uniform("opd_sampled", replace(VANILLA, top_k=None, support="sampled")),
+    # Fig. 3.
+    uniform("priv_s_to_s", SELF),
+    uniform("opsd", SELF),
+    uniform("priv_t_to_s", PRIVILEGED_TEACHER),
+    uniform("priv_t_to_priv_s", PRIVILEGED_TEACHER, student_view="privileged"),
+    # Table 6: which tokens are trained on, and the same with one strategy for all of them.
+    _token_types("dopd_ht", Regime.HT),
+    _token_types("dopd_ht_lh", Regime.HT, Regime.LH),
+    _token_types("dopd_ht_ll", Regime.HT, Regime.LL),
+    _token_types("dopd_ht_hs", Regime.HT, Regime.HS),
+    uniform("dopd_non_adaptive", TOP_K_JS),
+    # Table 8. What replaces the removed part is our reading: without the student policy its regimes
+    # go to the teacher at the same weights, and the other way round; one objective is JS; one
+    # strategy is top-K.
+    variant(
+        "dopd_no_student",
+        LL=replace(WEAK_STUDENT, target="teacher"),
+        HS=replace(LIGHT_STUDENT, target="teacher"),
+    ),
+    variant(
+        "dopd_no_teacher",
+        LH=replace(LIGHT_TEACHER, target="student"),
+        HT=replace(DEEP_TEACHER, target="student"),
+    ),
+    variant(
+        "dopd_one_objective",
+        LH=_one_objective(LIGHT_TEACHER),
+        LL=_one_objective(WEAK_STUDENT),
+        HS=_one_objective(LIGHT_STUDENT),
+    ),
+    variant("dopd_one_strategy", HT=TOP_K_JS),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
+"""All methods by name; the paper's own is `dopd`."""
+
+
+def method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ValueError: unknown name; the message lists the near ones.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise ValueError(f"unknown method {name!r}: {hint}known: {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,165 @@
+"""Which target teaches which token: gap, thresholds, regimes and one weight per token.
+
+Shapes: B sequences, T completion tokens. Log-probs are those of the sampled tokens, at temperature
+1, under the teacher and under the privileged student (never the plain one), in nats. Nothing here
+has a gradient: routing decides what is learnt, and is not learnt itself.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .types import Regime, Route
+
+Statistic = Literal["mean", "median"]
+Reduction = Literal["sequence-mean", "token-mean"]
+SMALLEST_USEFUL_GAP = 1e-5
+"""Nats. Below it the teacher and the self-target are the same up to rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What the tokens of one optimizer batch are compared with (paper section 1.3)."""
+
+    gap: float
+    """Nats; a gap at or above it is high."""
+    q_student: float
+    """Probability of the sampled token under the privileged student."""
+    q_teacher: float
+    """Probability of the sampled token under the teacher."""
+
+
+def privilege_advantage_gap(teacher_logp: Tensor, privileged_logp: Tensor) -> Tensor:
+    """A = |log q_T - log q_S| of the sampled tokens (paper Eq. 1).  [B, T], [B, T] -> [B, T]"""
+    return (teacher_logp.detach() - privileged_logp.detach()).abs()
+
+
+def thresholds(
+    teacher_logp: Tensor,
+    privileged_logp: Tensor,
+    mask: Tensor,
+    trim: float = 0.05,
+    *,
+    statistic: Statistic | float = "mean",
+) -> Thresholds:
+    """Averages of gap, q_S and q_T over the tokens whose gap is not among the largest.
+
+    keep = gap <= quantile(gap over mask, 1 - trim) with linear interpolation; then the statistic
+    of each quantity over keep. The trimmed tokens leave the averages only: they are still routed
+    and trained. The paper does not say which quantity is trimmed; we trim the gap.
+
+    Args:
+        teacher_logp: [B, T] or any shape; tokens of other ranks are gathered by the caller, e.g.
+            all valid tokens of the optimizer batch as [1, N].
+        privileged_logp: same shape.
+        mask: bool, same shape, True at completion tokens.
+        trim: share of the largest gaps left out, in [0, 1).
+        statistic: mean (the paper), median, or a number in (0, 1): that quantile.
+
+    Returns:
+        Thresholds computed in float64 from sorted values: the same to the last bit for every
+        order and shape of the same tokens. Fixed thresholds need no call: build `Thresholds`.
+
+    Raises:
+        ValueError: empty mask, trim or statistic out of range, a score that is not a number.
+    """
+    if not 0.0 <= trim < 1.0:
+        raise ValueError(f"trim={trim} is outside [0, 1): it is the share of gaps left out")
+    valid = mask.bool()
+    teacher, student = (
+        teacher_logp.detach()[valid].double(),
+        privileged_logp.detach()[valid].double(),
+    )
+    if teacher.numel() == 0:
+        raise ValueError("thresholds need at least one valid token; the mask has none")
+    gap = privilege_advantage_gap(teacher, student)
+    if gap.isnan().any():
+        raise ValueError("a teacher or privileged-student score is NaN or both are infinite")
+    keep = gap <= _quantile(gap, 1.0 - trim)
+    return Thresholds(
+        gap=_summary(gap[keep], statistic),
+        q_student=_summary(student[keep].exp(), statistic),
+        q_teacher=_summary(teacher[keep].exp(), statistic),
+    )
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    # torch.quantile refuses more than 2^24 values.
+    ordered = values.sort().values
+    position = share * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return torch.lerp(ordered[low], ordered[high], position - low)
+
+
+def _summary(values: Tensor, statistic: Statistic | float) -> float:
+    if statistic == "mean":
+        return float(values.sort().values.mean())
+    share = 0.5 if statistic == "median" else statistic
+    if not isinstance(share, float) or not 0.0 < share < 1.0:
+        raise ValueError(f"statistic={statistic!r}: choose mean, median or a quantile in (0, 1)")
+    return float(_quantile(values, share))
+
+
+def assign_regimes(
+    teacher_logp: Tensor, privileged_logp: Tensor, mask: Tensor, thresholds: Thresholds
+) -> Tensor:
+    """Regime of every token, int64 [B, T], -1 where masked (paper Eqs. 6-9).
+
+    gap < threshold: LH if q_T + q_S >= the sum of their thresholds, else LL.
+    gap >= threshold: HT if q_T >= q_S, else HS. Compared in float64. A gap that is zero
+    everywhere makes all tokens HT, and warns: routing then decides nothing.
+    """
+    if thresholds.gap < SMALLEST_USEFUL_GAP:
+        warnings.warn(
+            f"the mean privilege gap is {thresholds.gap:.2e} nats: teacher and self-target give the "
+            "same scores, so that routing decides nothing; check that they are two models",
+            stacklevel=2,
+        )
+    teacher, student = teacher_logp.detach().double(), privileged_logp.detach().double()
+    q_teacher, q_student = teacher.exp(), student.exp()
+    low = privilege_advantage_gap(teacher, student) < thresholds.gap
+    confident = q_teacher + q_student >= thresholds.q_teacher + thresholds.q_student
+    low_regime = torch.where(confident, int(Regime.LH), int(Regime.LL))
+    high_regime = torch.where(q_teacher >= q_student, int(Regime.HT), int(Regime.HS))
+    return torch.where(low, low_regime, high_regime).masked_fill(~mask.bool(), -1)
+
+
+def token_weights(
+    regime: Tensor,
+    routes: Mapping[Regime, Route],
+    mask: Tensor,
+    num_sequences: int | None = None,
+    *,
+    reduction: Reduction = "sequence-mean",
+    num_tokens: int | None = None,
+) -> Tensor:
+    """One weight per token, so that the loss is a plain sum.  float64 [B, T], 0 where masked
+
+    sequence-mean (paper Eq. 10): route weight / (|y_b| num_sequences), with |y_b| the valid tokens
+    of sequence b. token-mean: route weight / num_tokens.
+
+    Args:
+        regime: int [B, T] from `assign_regimes`.
+        routes: the method's table.
+        mask: bool [B, T].
+        num_sequences: sequences of the whole optimizer batch, over micro-batches and ranks;
+            None is B.
+        reduction: see above.
+        num_tokens: valid tokens of the whole optimizer batch; None is those of this mask.
+    """
+    if reduction not in ("sequence-mean", "token-mean"):
+        raise ValueError(f"reduction={reduction!r}: choose sequence-mean or token-mean")
+    valid = mask.bool()
+    table = torch.tensor(
+        [routes[r].weight for r in Regime], dtype=torch.float64, device=mask.device
+    )
+    weight = table[regime.clamp(min=0)] * valid
+    lengths = valid.sum(-1, keepdim=True).clamp(min=1)
+    if reduction == "sequence-mean":
+        return weight / (lengths * (num_sequences or len(mask)))
+    return weight / (num_tokens or max(1, int(valid.sum())))

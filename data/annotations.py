@@ -1,0 +1,129 @@
+"""The annotation types: what the teacher may see and the student may not, one class per kind.
+
+A type has `parse` and `describe`; one that can mark pictures also has `draw`; one whose value may
+give the answer away also has `check`. To add a type, write such a class and either add it to
+`TYPES`, call `register`, or name an instance under the entry-point group `dopd_vlm.annotations`.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
+
+from PIL import Image
+
+from .boxes import Boxes
+from .coords import Frame
+from .texts import Answer, Captions, Hints
+
+ENTRY_POINT_GROUP = "dopd_vlm.annotations"
+Size = tuple[int, int]
+
+
+@runtime_checkable
+class AnnotationType(Protocol):
+    """Turns the value under `row["annotations"][name]` into privileged text."""
+
+    def parse(self, raw: Any, sizes: Sequence[Size]) -> Any:
+        """The checked value, or an empty one when `raw` is None.
+
+        Args:
+            raw: what the row holds under this type's name.
+            sizes: (width, height) in pixels of each loaded picture of the row.
+
+        Raises:
+            ValueError: when `raw` does not fit; the caller adds the row's uid and file.
+        """
+        ...
+
+    def describe(self, value: Any, frame: Frame) -> str:
+        """The value as text, places in the frame's coordinates; "" for an empty value."""
+        ...
+
+
+@runtime_checkable
+class DrawnType(AnnotationType, Protocol):
+    """A type that can also be shown in the pictures."""
+
+    def draw(self, images: Sequence[Image.Image], value: Any) -> Sequence[Image.Image]:
+        """New pictures with the value drawn; the given ones stay untouched; may add pictures."""
+        ...
+
+
+@runtime_checkable
+class CheckedType(AnnotationType, Protocol):
+    """A type whose value must not give the answer away."""
+
+    def check(self, value: Any, answer: str, choices: Mapping[str, str] | None) -> None:
+        """Raises ValueError, naming the place, when the value discloses the answer."""
+        ...
+
+
+TYPES: dict[str, AnnotationType] = {
+    "boxes": Boxes(),
+    "captions": Captions(),
+    "hints": Hints(),
+    "answer": Answer(),
+}
+
+
+def register(name: str, instance: AnnotationType) -> None:
+    """Adds a type under `name`; a name can be taken once.
+
+    Raises:
+        ValueError: the name is taken, or `instance` lacks `parse` or `describe`.
+    """
+    if name in TYPES:
+        raise ValueError(f"annotation type {name!r} exists already: {type(TYPES[name]).__name__}")
+    _check_instance(name, instance)
+    TYPES[name] = instance
+
+
+def annotation_type(name: str) -> AnnotationType:
+    """The type of that name: built in, registered, or from another package's entry point.
+
+    Raises:
+        ValueError: unknown name; lists the near ones.
+    """
+    known = {**_plugins(), **TYPES}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+        raise ValueError(
+            f"unknown annotation type {name!r}; near: {', '.join(near)}; "
+            f"known: {', '.join(sorted(known))}"
+        )
+    return known[name]
+
+
+def type_names() -> list[str]:
+    """The names `annotation_type` knows, sorted."""
+    return sorted({**_plugins(), **TYPES})
+
+
+def forms(name: str) -> tuple[str, ...]:
+    """The forms in which this type can be shown: `text`, and `drawn` and `both` if it draws."""
+    drawn = isinstance(annotation_type(name), DrawnType)
+    return ("text", "drawn", "both") if drawn else ("text",)
+
+
+@cache
+def _plugins() -> dict[str, AnnotationType]:
+    found = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name in TYPES:
+            raise ValueError(
+                f"{point.value} wants the annotation type name {point.name!r}, which is taken"
+            )
+        loaded = point.load()
+        found[point.name] = loaded() if isinstance(loaded, type) else loaded
+        _check_instance(point.name, found[point.name])
+    return found
+
+
+def _check_instance(name: str, instance: Any) -> None:
+    if isinstance(instance, type) or not isinstance(instance, AnnotationType):
+        raise ValueError(
+            f"annotation type {name!r}: got {instance!r}, need an instance with "
+            "parse(raw, sizes) and describe(value, frame)"
+        )

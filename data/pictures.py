@@ -1,0 +1,108 @@
+"""One picture from a row, loaded once: size checked before decoding, upright, RGB on white."""
+
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000
+"""Width x height above which a picture is refused before it is decoded."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def load_picture(
+    source: Any, *, root: str | Path | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """The picture as RGB, EXIF-upright, alpha composited on white.
+
+    Args:
+        source: a path, `{"bytes": ..., "path": ...}` as `datasets` has it, or a PIL picture.
+        root: folder a path must lie in; absolute paths, `..` and links out are refused. None: a
+            path is taken as it is.
+        max_pixels: limit on width x height of the stored picture.
+
+    Raises:
+        ValueError: missing, truncated, not a picture, animated, over the limit, outside `root`.
+    """
+    if isinstance(source, Image.Image):
+        _check_size("a picture in memory", source, max_pixels)
+        return _upright_rgb(source)
+    if isinstance(source, Mapping):
+        data = source.get("bytes")
+        if data is None:
+            source = source.get("path")
+        elif isinstance(data, bytes):
+            return _decode(
+                f"picture {source.get('path') or 'in bytes'}", io.BytesIO(data), max_pixels
+            )
+    if isinstance(source, str | Path) and str(source):
+        path = _inside(source, Path(root)) if root is not None else Path(source)
+        if not path.is_file():
+            raise ValueError(f"picture {source!s} does not exist (looked for {path})")
+        return _decode(f"picture {source!s}", path, max_pixels)
+    raise ValueError(
+        f"a picture must be a path, bytes and path, or a PIL image; got {type(source).__name__}"
+    )
+
+
+def _inside(source: str | Path, root: Path) -> Path:
+    text = str(source)
+    pure = PurePosixPath(text.replace("\\", "/"))
+    if "\0" in text or pure.is_absolute() or PureWindowsPath(text).drive or ".." in pure.parts:
+        raise ValueError(
+            f"picture path {text!r} must be relative, without '..', inside the data folder {root}"
+        )
+    path = root / pure
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"picture path {text!r} is a link that leaves the data folder {root}")
+    return path
+
+
+def _decode(name: str, file: Any, max_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Our own limit stands in for Pillow's, which only warns below twice its size.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                _check_size(name, image, max_pixels)
+                if getattr(image, "is_animated", False) and image.format != "MPO":
+                    raise ValueError(f"{name} is animated; give one still picture")
+                image.load()
+                return _upright_rgb(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{name} is no picture of a known format ({', '.join(FORMATS)})"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} is over the limit of {max_pixels} pixels") from error
+    except (OSError, SyntaxError, EOFError, MemoryError) as error:
+        # Pillow reports damaged PNG chunks as SyntaxError.
+        raise ValueError(f"{name} is truncated or damaged: {error}") from error
+
+
+def _check_size(name: str, image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ValueError(f"{name} is empty: {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ValueError(f"{name} has {width} x {height} pixels, over the limit of {max_pixels}")
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """A new RGB picture without an orientation tag."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        # 16-bit greys would be clipped at 255, not scaled.
+        upright = upright.convert("I").point(lambda value: value / 256).convert("L")
+    if upright.mode in ALPHA_MODES or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    rgb = upright.convert("RGB")
+    clean = Image.new("RGB", rgb.size)
+    clean.paste(rgb)
+    return clean

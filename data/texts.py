@@ -1,0 +1,129 @@
+"""The annotation types that are text: `captions`, `hints` and, for the ablation, `answer`."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .coords import Frame
+
+
+class Captions:
+    """Captions of the pictures: a string or a list of strings, one line each."""
+
+    def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+        """The non-empty lines; ValueError for anything but strings."""
+        return lines_of(raw)
+
+    def describe(self, value: Sequence[str], frame: Frame) -> str:
+        """The captions, one a line."""
+        return "\n".join(value)
+
+
+class Hints:
+    """Steps that lead to the answer without holding it: a string or a list of strings."""
+
+    def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+        """The non-empty steps; ValueError for anything but strings."""
+        return lines_of(raw)
+
+    def describe(self, value: Sequence[str], frame: Frame) -> str:
+        """The steps, one a line."""
+        return "\n".join(value)
+
+    def check(self, value: Sequence[str], answer: str, choices: Mapping[str, str] | None) -> None:
+        """Raises ValueError for the first step that discloses the answer."""
+        for index, step in enumerate(value):
+            found = disclosed(_ENUMERATION.sub("", step), answer, choices)
+            if found is not None:
+                raise ValueError(
+                    f"[{index}] {step!r} discloses the answer {answer!r} (as {found!r}); hints say "
+                    "what to do, not what comes out: reword the step or drop it"
+                )
+
+
+class Answer:
+    """The final answer itself, taken from the row: for the ablation only."""
+
+    def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> str:
+        """The answer as a string, empty if the row has none."""
+        return "" if raw is None else str(raw).strip()
+
+    def describe(self, value: str, frame: Frame) -> str:
+        """The answer; warns."""
+        if value:
+            warnings.warn(
+                "annotation type 'answer' shows the teacher the final answer: an ablation, which "
+                "the paper found worse than step hints",
+                stacklevel=2,
+            )
+        return value
+
+
+def lines_of(raw: Any) -> tuple[str, ...]:
+    """A string or a list of strings as a tuple of stripped, non-empty lines; None is empty."""
+    if raw is None:
+        return ()
+    values = [raw] if isinstance(raw, str) else raw
+    if not isinstance(values, Sequence) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"must be a string or a list of strings, got {raw!r}")
+    return tuple(value.strip() for value in values if value.strip())
+
+
+_ENUMERATION = re.compile(r"^\s*(?:step\s*\d+\s*[.):-]?|\d+\s*[.):])\s*", re.IGNORECASE)
+"""`step 2:` and `2.` count the steps and disclose nothing."""
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?![\w]|\.\d)")
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen twenty"
+)
+
+
+def disclosed(text: str, answer: str, choices: Mapping[str, str] | None = None) -> str | None:
+    """The part of `text` that gives the answer away, or None.
+
+    Looks for the answer as a whole word or phrase, for a number equal to it (`1,200`, `12.0`,
+    `twelve`), and for a choice's letter as letters are written (`(B)`, `B.`, `option B`,
+    `answer is B`) or its option text. An empty answer discloses nothing.
+    """
+    answer = answer.strip()
+    if not answer:
+        return None
+    if choices and answer in choices:
+        return _letter(text, answer) or _phrase(text, choices[answer])
+    return _phrase(text, answer)
+
+
+def _letter(text: str, letter: str) -> str | None:
+    escaped = re.escape(letter)
+    found = re.search(
+        rf"\({escaped}\)|(?<!\w){escaped}\)|"
+        rf"(?i:option|choice|answer|letter|select|choose|pick)\s*(?i:is|:|=)?\s*{escaped}(?!\w)|"
+        rf"^\s*{escaped}\s*[.:]?\s*$",
+        text,
+    )
+    return found.group(0).strip() if found else None
+
+
+def _phrase(text: str, answer: str) -> str | None:
+    value = _as_number(answer)
+    if value is not None:
+        return _number(text, value)
+    found = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE)
+    return found.group(0) if found else None
+
+
+def _number(text: str, value: float) -> str | None:
+    for found in _NUMBER.finditer(text):
+        if _as_number(found.group(0)) == value:
+            return found.group(0)
+    word = _WORDS.split()[int(value)] if value in range(21) else None
+    found = re.search(rf"\b{word}\b", text, re.IGNORECASE) if word else None
+    return found.group(0) if found else None
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text.replace(",", "").strip(" $%"))
+    except ValueError:
+        return None

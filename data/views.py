@@ -1,0 +1,248 @@
+"""A row -> a Sample: the plain view from a whitelist, the privileged one from the annotations."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dopd_vlm.types import Sample, View
+
+from .annotations import CheckedType, DrawnType, annotation_type, forms
+from .coords import Frame, check_family
+from .pictures import MAX_PIXELS, load_picture
+from .questions import Question, parse_json, read_question
+
+AnnotationChoice = str | tuple[str, str]
+"""A type's name, shown as text, or (name, form) with form `text`, `drawn` or `both`."""
+Resize = Callable[[Image.Image], tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A row that no Sample could be made of, and why."""
+
+    uid: str
+    file: str
+    reason: str
+
+
+def section(name: str, text: str) -> str:
+    """One annotation type's part of the privileged context: a heading line, then the text.
+
+    The only place that fixes this format; models trained on it depend on it.
+    """
+    return f"{name}:\n{text}"
+
+
+def make_sample(
+    row: Mapping[str, Any],
+    annotations: Sequence[AnnotationChoice],
+    *,
+    root: str | Path | None = None,
+    coords: str = "qwen3",
+    resize: Resize | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Sample:
+    """The Sample of one row, its privileged view showing the chosen annotations.
+
+    plain = images, question or messages, choices and system of the row, and nothing else.
+    privileged = the same pictures, or `teacher_images` ([] is none), with drawn forms on copies;
+    context = `privileged_context`, then one `section` per type in the given order, a line each.
+
+    Args:
+        row: as design section 4 has it; rows of `read_rows` know their file and folder.
+        annotations: which types the teacher sees, in which form.
+        root: folder of the pictures; None takes the one the row was read from.
+        coords: the family whose numbers stand for places in the text.
+        resize: picture -> its size after the processor's resize; `qwen2_5` needs it.
+        max_pixels: limit per picture.
+
+    Raises:
+        ValueError: unknown type, form or coords; otherwise with the row's uid and file: anything
+            wrong with the row's pictures, question, choices, answer or annotations.
+    """
+    chosen = check_choices(annotations)
+    check_family(coords)
+    root = root if root is not None else _origin(row).get("root")
+    try:
+        return _sample(row, chosen, root, coords, resize, max_pixels)
+    except ValueError as error:
+        raise ValueError(f"row {uid_of(row)!r}{_where(row)}: {error}") from error
+
+
+def make_samples(
+    rows: Iterable[Mapping[str, Any]],
+    annotations: Sequence[AnnotationChoice],
+    **options: Any,
+) -> tuple[list[Sample], list[Skipped]]:
+    """The Samples of all good rows, and a record of each bad one; options as in `make_sample`.
+
+    Raises:
+        ValueError: what is wrong with the choices themselves, before any row is read.
+    """
+    check_choices(annotations)
+    check_family(options.get("coords", "qwen3"))
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    for row in rows:
+        try:
+            samples.append(make_sample(row, annotations, **options))
+        except ValueError as error:
+            file = str(_origin(row).get("file") or "")
+            skipped.append(Skipped(uid=uid_of(row), file=file, reason=str(error)))
+    return samples, skipped
+
+
+def check_choices(annotations: Sequence[AnnotationChoice]) -> list[tuple[str, str]]:
+    """(name, form) pairs; ValueError for an unknown type or form, or a type named twice."""
+    if isinstance(annotations, str):
+        raise ValueError(f"annotations must be a list of names, got the string {annotations!r}")
+    chosen = []
+    for choice in annotations:
+        name, form = (choice, "text") if isinstance(choice, str) else choice
+        known = forms(name)
+        if form not in known:
+            near = difflib.get_close_matches(form, known, n=1)
+            raise ValueError(
+                f"annotation type {name!r} has no form {form!r}"
+                f"{f', near: {near[0]}' if near else ''}; it has: {', '.join(known)}"
+            )
+        if name in [other for other, _ in chosen]:
+            raise ValueError(f"annotation type {name!r} is chosen twice; use the form 'both'")
+        chosen.append((name, form))
+    return chosen
+
+
+def uid_of(row: Mapping[str, Any]) -> str:
+    """The row's uid as a string, "?" when it has none."""
+    uid = row.get("uid")
+    return "?" if uid is None else str(uid)
+
+
+def _sample(
+    row: Mapping[str, Any],
+    chosen: Sequence[tuple[str, str]],
+    root: str | Path | None,
+    coords: str,
+    resize: Resize | None,
+    max_pixels: int,
+) -> Sample:
+    images = _pictures(row, "images", root, max_pixels)
+    question = read_question(row, len(images))
+    values = _values(row, chosen, question, images)
+    marked = _marked(row, chosen, values, images, root, max_pixels)
+    frame = _frame(images, coords, resize)
+    texts = [str(row.get("privileged_context") or "").strip()]
+    for name, form in chosen:
+        text = annotation_type(name).describe(values[name], frame) if form != "drawn" else ""
+        texts.append(section(name, text) if text else "")
+    meta = _object(row.get("meta"), "meta")
+    origin = {key: value for key, value in _origin(row).items() if key in ("file", "line")}
+    return Sample(
+        uid=uid_of(row),
+        question=question.text,
+        answer=question.answer,
+        plain=View(images=images),
+        privileged=View(images=marked, context="\n".join(text for text in texts if text)),
+        choices=question.choices,
+        answer_type=question.answer_type,
+        system=question.system,
+        history=question.history,
+        source={**meta, **origin},
+    )
+
+
+def _pictures(
+    row: Mapping[str, Any], field: str, root: str | Path | None, max_pixels: int
+) -> tuple[Image.Image, ...]:
+    sources = row.get(field)
+    if sources is None and field == "images" and row.get("image") is not None:
+        sources = [row["image"]]
+    if sources is None:
+        return ()
+    if not isinstance(sources, Sequence) or isinstance(sources, str):
+        raise ValueError(f"{field} must be a list of pictures, got {type(sources).__name__}")
+    return tuple(load_picture(source, root=root, max_pixels=max_pixels) for source in sources)
+
+
+def _values(
+    row: Mapping[str, Any],
+    chosen: Sequence[tuple[str, str]],
+    question: Question,
+    images: Sequence[Image.Image],
+) -> dict[str, Any]:
+    raw = {"answer": question.answer, **_object(row.get("annotations"), "annotations")}
+    sizes = [image.size for image in images]
+    values = {}
+    for name, _ in chosen:
+        kind = annotation_type(name)
+        try:
+            values[name] = kind.parse(raw.get(name), sizes)
+            if isinstance(kind, CheckedType):
+                kind.check(values[name], question.answer, question.choices)
+        except ValueError as error:
+            raise ValueError(f"annotations.{name}: {error}") from error
+    return values
+
+
+def _marked(
+    row: Mapping[str, Any],
+    chosen: Sequence[tuple[str, str]],
+    values: Mapping[str, Any],
+    images: tuple[Image.Image, ...],
+    root: str | Path | None,
+    max_pixels: int,
+) -> tuple[Image.Image, ...]:
+    if row.get("teacher_images") is not None:
+        given = _pictures(row, "teacher_images", root, max_pixels)
+        if any(form != "text" for _, form in chosen):
+            raise ValueError(
+                "the row has teacher_images of its own, on which nothing is drawn: choose form "
+                "'text', or leave teacher_images out"
+            )
+        return given
+    marked: Sequence[Image.Image] = images
+    for name, form in chosen:
+        kind = annotation_type(name)
+        if form != "text" and isinstance(kind, DrawnType):
+            marked = kind.draw(marked, values[name])
+    return tuple(marked)
+
+
+def _frame(images: Sequence[Image.Image], coords: str, resize: Resize | None) -> Frame:
+    if not images:
+        # No picture, no place: types with places have refused theirs in parse.
+        return Frame(family="pixel", size=(1, 1))
+    frames = [
+        Frame(family=coords, size=image.size, resized=resize(image) if resize else None)
+        for image in images
+    ]
+    return Frame(
+        family=coords, size=frames[0].size, resized=frames[0].resized, rest=tuple(frames[1:])
+    )
+
+
+def _object(value: Any, field: str) -> dict[str, Any]:
+    """A mapping, also when a table stored it as JSON text; None is empty."""
+    if isinstance(value, str):
+        value = parse_json(field, value)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{field} must be an object, got {type(value).__name__}")
+    return dict(value)
+
+
+def _origin(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row.get("origin") or {}
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    origin = _origin(row)
+    if not origin.get("file"):
+        return ""
+    line = f" line {origin['line']}" if origin.get("line") else ""
+    return f" ({origin['file']}{line})"

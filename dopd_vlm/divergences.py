@@ -166,7 +166,7 @@ def with_tail_bucket(logp: Tensor) -> Tensor:
     return torch.cat([logp, (-mass.expm1()).log()], -1)
 
 
-BLOCK = 64
+BLOCK = 32
 """Width of the blocks of the two-level search in `top_k_ids`."""
 
 
@@ -181,14 +181,14 @@ def top_k_ids(scores: Tensor, k: int) -> Tensor:
     k = min(k, vocab)
     rows = scores.reshape(-1, vocab)
     if k == vocab:
-        return rows.sort(-1, descending=True, stable=True).indices.view(*scores.shape[:-1], k)
+        return rows.sort(dim=-1, descending=True, stable=True).indices.view(*scores.shape[:-1], k)
     values, ids = _blockwise_top(rows, k + 1) if vocab > 4 * BLOCK * k else rows.topk(k + 1, -1)
     tied = values[:, k] == values[:, k - 1]
     ids = ids[:, :k].sort(-1).values
-    order = rows.gather(-1, ids).sort(-1, descending=True, stable=True).indices
+    order = rows.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
     ids = ids.gather(-1, order)
     if tied.any():
-        ids[tied] = rows[tied].sort(-1, descending=True, stable=True).indices[:, :k]
+        ids[tied] = rows[tied].sort(dim=-1, descending=True, stable=True).indices[:, :k]
     return ids.view(*scores.shape[:-1], k)
 
 

@@ -1,4 +1,4 @@
-"""Distillation methods as tables: which route each regime's tokens take. No code branches on a name.
+"""Distillation methods as tables: the route each regime's tokens take. No code branches on a name.
 
 A method that does not route by gap has the same route in every regime.
 """
@@ -104,9 +104,10 @@ DOPD_ROUTES: dict[Regime, Route] = {
 }
 
 
-def uniform(name: str, route: Route, **fields: ViewName) -> Method:
+def uniform(name: str, route: Route, student_view: ViewName = "plain") -> Method:
     """A method that treats every token alike: no gap, one target."""
-    return Method(name=name, routes=dict.fromkeys(Regime, route), routes_by_gap=False, **fields)
+    routes = dict.fromkeys(Regime, route)
+    return Method(name=name, routes=routes, student_view=student_view, routes_by_gap=False)
 
 
 def variant(name: str, **routes: Route) -> Method:

@@ -116,8 +116,8 @@ def assign_regimes(
     """
     if thresholds.gap < SMALLEST_USEFUL_GAP:
         warnings.warn(
-            f"the mean privilege gap is {thresholds.gap:.2e} nats: teacher and self-target give the "
-            "same scores, so that routing decides nothing; check that they are two models",
+            f"the mean privilege gap is {thresholds.gap:.2e} nats: teacher and self-target give "
+            "the same scores, so that routing decides nothing; check that they are two models",
             stacklevel=2,
         )
     teacher, student = teacher_logp.detach().double(), privileged_logp.detach().double()

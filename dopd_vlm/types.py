@@ -13,7 +13,8 @@ from PIL import Image
 
 ViewName = Literal["plain", "privileged"]
 Message = dict[str, Any]
-"""One chat turn: {"role": str, "content": str or [{"type": "image", "image": PIL} | {"type": "text", "text": str}]}."""
+"""One chat turn: {"role": str, "content": str or a list of {"type": "image", "image": PIL} and
+{"type": "text", "text": str}}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +29,11 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One question in both views. The core never learns which annotation types made the privileged one."""
+    """One question in both views. The core never learns what made the privileged one."""
 
     uid: str
     question: str
-    """May hold `<image>` placeholders, as many as `plain.images`; without any, images come first."""
+    """May hold `<image>` placeholders, as many as `plain.images`; without any, images go first."""
     answer: str
     plain: View
     privileged: View
@@ -104,7 +105,7 @@ class Route:
     """How one regime's tokens are taught."""
 
     target: Literal["teacher", "student"]
-    """`student` is the self-target: the student's own weights (live, EMA or frozen), no gradient."""
+    """`student` is the self-target: the student's weights (live, EMA or frozen), no gradient."""
     target_view: ViewName = "privileged"
     divergence: Divergence
     top_k: int | None = None

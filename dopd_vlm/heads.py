@@ -1,0 +1,111 @@
+"""Output heads in chunks of rows: hidden states -> logits, and the way back for gradients.
+
+Shapes: C rows of a chunk, H hidden size, V width of the softmax. All products are in the chunk's
+dtype (float32, or float64 for float64 input) whatever dtype the weights are stored in.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+UPCAST_TILE = 8192
+"""Rows of a lower-precision weight that are upcast at a time, so that no full copy exists."""
+CPU_CHUNK_BYTES = 32 << 20
+"""Size of one logits buffer on CPU; larger ones leave the cache and are slower."""
+CUDA_FREE_SHARE = 0.05
+"""Share of the free device memory that one logits buffer may take."""
+MAX_CUDA_CHUNK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Head:
+    """An output layer: logits = cap tanh(scale (h W^T + b) / cap), or scale (h W^T + b)."""
+
+    weight: Tensor
+    """[V, H], floating point."""
+    bias: Tensor | None = None
+    """[V]"""
+    logit_scale: float = 1.0
+    """Multiplies the logits (Cohere's logit_scale, 1 / Granite's logits_scaling)."""
+    softcap: float | None = None
+    """Gemma's final_logit_softcapping."""
+
+    def detach(self) -> "Head":
+        """The same head without gradient."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Head(
+            weight=self.weight.detach(),
+            bias=bias,
+            logit_scale=self.logit_scale,
+            softcap=self.softcap,
+        )
+
+
+def as_head(head: Tensor | Head, bias: Tensor | None = None) -> Head:
+    """A weight (and bias) as a Head; a Head as it is.
+
+    Raises:
+        ValueError: a bias beside a Head, or a weight that is not [V, H].
+    """
+    if isinstance(head, Head):
+        if bias is not None:
+            raise ValueError("give the bias inside the Head or beside a plain weight, not both")
+        return head
+    if head.ndim != 2:
+        raise ValueError(f"a head weight must be [V, H]; got shape {tuple(head.shape)}")
+    return Head(weight=head, bias=bias)
+
+
+def chunk_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 where any input is float64, else float32."""
+    is_double = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if is_double else torch.float32
+
+
+def default_chunk_size(width: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Rows whose logits fill one buffer: a fixed size on CPU, a share of free memory on CUDA."""
+    budget = CPU_CHUNK_BYTES
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        budget = min(MAX_CUDA_CHUNK_BYTES, int(free * CUDA_FREE_SHARE))
+    return max(1, budget // (width * dtype.itemsize))
+
+
+def _tiles(weight: Tensor, width: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    if weight.dtype == dtype:
+        yield slice(0, width), weight[:width]
+        return
+    for start in range(0, width, UPCAST_TILE):
+        tile = slice(start, min(start + UPCAST_TILE, width))
+        yield tile, weight[tile].to(dtype)
+
+
+def logits_(rows: Tensor, head: Head, out: Tensor) -> Tensor:
+    """Writes the logits of rows [C, H] into out [C, V] and returns it."""
+    width = out.shape[-1]
+    for tile, weight in _tiles(head.weight.detach(), width, out.dtype):
+        torch.mm(rows, weight.T, out=out[:, tile])
+    if head.bias is not None:
+        out += head.bias.detach()[:width]
+    if head.logit_scale != 1.0:
+        out *= head.logit_scale
+    if head.softcap is not None:
+        out.div_(head.softcap).tanh_().mul_(head.softcap)
+    return out
+
+
+def softcap_slope(logits: Tensor, head: Head) -> Tensor | None:
+    """d logits / d uncapped logits, [C, V]; None without a soft cap."""
+    if head.softcap is None:
+        return None
+    return 1.0 - (logits / head.softcap).square()
+
+
+def hidden_grad(grad_logits: Tensor, head: Head) -> Tensor:
+    """Gradient [C, H] of hidden rows from that of raw logits [C, V]."""
+    out = grad_logits.new_zeros(len(grad_logits), head.weight.shape[1])
+    for tile, weight in _tiles(head.weight.detach(), grad_logits.shape[-1], grad_logits.dtype):
+        out.addmm_(grad_logits[:, tile], weight)
+    return out

@@ -1,25 +1,28 @@
-"""Marks on copies of pictures, by torchvision, in colours that colour-blind people tell apart."""
+"""Marks on copies of pictures, in colours that colour-blind people tell apart.
 
-import io
+Strokes are torchvision's; labels are set here, because torchvision writes them inside the box,
+over the very thing that the box shows.
+"""
+
 from collections.abc import Sequence
-from functools import cache
 
 import torch
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 # Okabe and Ito, Color Universal Design (2008), without black.
 PALETTE = ("#D55E00", "#0072B2", "#F0E442", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-DARK = ("#0072B2", "#009E73", "#D55E00")
+WHITE_TEXT = ("#0072B2", "#009E73", "#D55E00")
 STROKE_SHARE = 1 / 160
 FONT_SHARE = 1 / 26
 MIN_FONT_PX = 9
 
 
-def colour_of(index: int) -> str:
-    """The palette's colour for the label number `index`."""
-    return PALETTE[index % len(PALETTE)]
+def colours_of(labels: Sequence[str]) -> list[str]:
+    """A palette colour per label; equal labels have the same one."""
+    order = list(dict.fromkeys(labels))
+    return [PALETTE[order.index(label) % len(PALETTE)] for label in labels]
 
 
 def stroke_px(size: tuple[int, int]) -> int:
@@ -35,34 +38,41 @@ def font_px(size: tuple[int, int]) -> int:
 def draw_boxes(
     image: Image.Image, xyxy: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> Image.Image:
-    """A copy of the picture with boxes; equal labels have the same colour."""
+    """A copy of the picture with boxes and their labels."""
     if not xyxy:
         return image.copy()
-    order = list(dict.fromkeys(labels))
-    colours = [colour_of(order.index(label)) for label in labels]
-    texts = ["white" if colour in DARK else "black" for colour in colours]
-    drawn = draw_bounding_boxes(
+    colours = colours_of(labels)
+    strokes = draw_bounding_boxes(
         pil_to_tensor(image),
         torch.tensor(xyxy, dtype=torch.float32),
-        labels=list(labels) if any(labels) else None,
         colors=[*colours],
         width=stroke_px(image.size),
-        font=_font_file(),  # pyright: ignore[reportArgumentType]
-        font_size=font_px(image.size),
-        label_colors=[*texts],
-        label_background_colors=[*colours],
-        fill_labels=True,
     )
-    return to_pil_image(drawn)
+    return draw_tags(to_pil_image(strokes), [box[:2] for box in xyxy], labels, colours)
 
 
-@cache
-def _font_bytes() -> bytes:
-    font = ImageFont.load_default(size=10)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font.font_bytes
+def draw_tags(
+    image: Image.Image,
+    corners: Sequence[Sequence[float]],
+    texts: Sequence[str],
+    colours: Sequence[str],
+) -> Image.Image:
+    """A copy with each text on a patch of its colour above its (left, top) corner.
 
-
-def _font_file() -> io.BytesIO:
-    """Pillow's own scalable font: torchvision scales only a font that it is given."""
-    return io.BytesIO(_font_bytes())
+    Below the corner where there is no room above; moved left where it would leave the picture.
+    """
+    tagged = image.copy()
+    pen = ImageDraw.Draw(tagged)
+    font = ImageFont.load_default(size=font_px(image.size))
+    pad = stroke_px(image.size)
+    for (left, top), text, colour in zip(corners, texts, colours, strict=True):
+        if not text:
+            continue
+        _, _, width, height = pen.textbbox((0, 0), text, font=font)
+        width, height = width + 2 * pad, height + 2 * pad
+        x = max(0, min(left, image.width - width))
+        y = top - height if top >= height else top
+        pen.rectangle((x, y, x + width, y + height), fill=colour)
+        ink = "white" if colour in WHITE_TEXT else "black"
+        pen.text((x + pad, y + pad), text, font=font, fill=ink)
+    return tagged

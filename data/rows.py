@@ -166,8 +166,10 @@ def _parquet(path: Path) -> Any:
 
     try:
         return datasets.Dataset.from_parquet(str(path))
-    except DatasetGenerationError as error:
-        raise ValueError(f"{path} is no readable Parquet file: {error.__cause__}") from error
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no readable Parquet file: {error.__cause__ or error}"
+        ) from error
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

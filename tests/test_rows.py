@@ -1,0 +1,157 @@
+"""Rows from every source: the same content, uids, places for errors, and clear refusals."""
+
+import json
+
+import datasets
+import pytest
+from PIL import Image
+
+from dopd_vlm.data.rows import read_rows
+from dopd_vlm.data.views import make_sample
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def plain_rows(folder):
+    colours = {"a.png": "red", "b.png": "blue"}
+    for name, colour in colours.items():
+        Image.new("RGB", (7, 5), colour).save(folder / name)
+    return [
+        {"uid": "one", "images": ["a.png"], "question": "which ?", "answer": "red"},
+        {"uid": "two", "images": ["a.png", "b.png"], "question": "and ?", "answer": "blue"},
+        {"uid": "three", "images": [], "question": "no picture ?", "answer": "none"},
+    ]
+
+
+def write_jsonl(path, rows) -> None:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+
+
+def with_bytes(folder, rows):
+    def embed(name):
+        return {"bytes": (folder / name).read_bytes(), "path": name}
+
+    return [{**row, "images": [embed(name) for name in row["images"]]} for row in rows]
+
+
+def sources(folder, rows):
+    """The same rows in every form that read_rows reads."""
+    write_jsonl(folder / "metadata.jsonl", rows)
+    write_jsonl(folder / "rows.jsonl", rows)
+    table = datasets.Dataset.from_list(rows)
+    table.to_parquet(str(folder / "paths.parquet"))
+    embedded = datasets.Dataset.from_list(with_bytes(folder, rows))
+    embedded.to_parquet(str(folder / "bytes.parquet"))
+    images = embedded.cast_column("images", datasets.List(datasets.Image()))
+    images.save_to_disk(str(folder / "saved"))
+    return {
+        "folder": (folder, {}),
+        "jsonl": (folder / "rows.jsonl", {}),
+        "parquet of paths": (folder / "paths.parquet", {}),
+        "parquet of bytes": (folder / "bytes.parquet", {}),
+        "save_to_disk": (folder / "saved", {}),
+        "data set object": (images, {}),
+        "memory": (rows, {"root": folder}),
+    }
+
+
+def test_every_source_gives_the_same_samples(tmp_path) -> None:
+    given = plain_rows(tmp_path)
+    for kind, (source, options) in sources(tmp_path, given).items():
+        rows = read_rows(source, **options)
+        samples = [make_sample(row, []) for row in rows]
+        assert [s.uid for s in samples] == ["one", "two", "three"], kind
+        assert [s.answer for s in samples] == ["red", "blue", "none"], kind
+        colours = [[image.getpixel((3, 2)) for image in s.plain.images] for s in samples]
+        assert colours == [[(255, 0, 0)], [(255, 0, 0), (0, 0, 255)], []], kind
+        assert rows[-1]["uid"] == "three"
+        assert [row["uid"] for row in rows[1:]] == ["two", "three"], kind
+
+
+def test_a_row_knows_its_file_and_line(tmp_path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"uid": "x", "question": "a"}\n\n{"uid": "y"}\n')
+    rows = read_rows(tmp_path / "r.jsonl")
+    assert rows[1]["origin"]["line"] == 3
+    with pytest.raises(ValueError, match=r"row 'y' \(.*r\.jsonl line 3\): the question is empty"):
+        make_sample(rows[1], [])
+
+
+def test_a_row_cannot_name_its_own_folder(tmp_path) -> None:
+    inside = tmp_path / "in"
+    inside.mkdir()
+    Image.new("RGB", (4, 3)).save(tmp_path / "out.png")
+    row = {"uid": "x", "question": "a", "images": ["out.png"], "origin": {"root": str(tmp_path)}}
+    write_jsonl(inside / "r.jsonl", [row])
+    with pytest.raises(ValueError, match="does not exist"):
+        make_sample(read_rows(inside / "r.jsonl")[0], [])
+
+
+def test_missing_uids_come_from_file_and_position(tmp_path) -> None:
+    write_jsonl(tmp_path / "my rows.jsonl", [{"question": "a"}, {"question": "b", "uid": 7}])
+    assert [row["uid"] for row in read_rows(tmp_path / "my rows.jsonl")] == ["my_rows-000000", "7"]
+
+
+def test_a_uid_held_twice_is_refused_with_both_places(tmp_path) -> None:
+    rows = [{"uid": "a"}, {"uid": "b"}, {"uid": "a"}]
+    write_jsonl(tmp_path / "r.jsonl", rows)
+    with pytest.raises(ValueError, match=r"r\.jsonl: rows 1 and 3 both have the uid 'a'"):
+        read_rows(tmp_path / "r.jsonl")
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "r.parquet"))
+    with pytest.raises(ValueError, match="rows 1 and 3"):
+        read_rows(tmp_path / "r.parquet")
+
+
+def test_splits_of_meta_of_data_sets_and_of_folders(tmp_path) -> None:
+    rows = [{"uid": str(i), "meta": {"split": s}} for i, s in enumerate(["train", "test", "test"])]
+    write_jsonl(tmp_path / "r.jsonl", rows)
+    assert [row["uid"] for row in read_rows(tmp_path / "r.jsonl", split="test")] == ["1", "2"]
+    with pytest.raises(ValueError, match=r"meta\.split 'dev'; there are: test, train"):
+        read_rows(tmp_path / "r.jsonl", split="dev")
+    table = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict({"train": table, "dev": table.select([2])}).save_to_disk(
+        str(tmp_path / "saved")
+    )
+    assert [row["uid"] for row in read_rows(tmp_path / "saved", split="dev")] == ["2"]
+    with pytest.raises(ValueError, match="has no split None; it has: train, dev"):
+        read_rows(tmp_path / "saved")
+    (tmp_path / "test").mkdir()
+    write_jsonl(tmp_path / "test" / "metadata.jsonl", rows[:1])
+    assert len(read_rows(tmp_path, split="test")) == 1
+
+
+def test_image_folder_columns_are_understood(tmp_path) -> None:
+    plain_rows(tmp_path)
+    rows = [{"file_name": "a.png", "question": "x"}, {"images_file_names": ["b.png"]}]
+    write_jsonl(tmp_path / "metadata.jsonl", rows)
+    assert [row["images"] for row in read_rows(tmp_path)] == [["a.png"], ["b.png"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"uid": "a"}\n{"uid": \n', "line 2 is not JSON"),
+        (b'{"uid": "a"}\n[1]\n', "line 2 must be an object, got list"),
+        ('{"uid": "é"}'.encode("latin-1"), "is not UTF-8"),
+    ],
+)
+def test_broken_files_are_refused_with_their_line(tmp_path, content, message) -> None:
+    (tmp_path / "r.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"r\.jsonl {message}"):
+        read_rows(tmp_path / "r.jsonl")
+
+
+def test_sources_that_are_none_say_what_is_needed(tmp_path) -> None:
+    (tmp_path / "r.csv").write_text("a")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match=r"need \.jsonl, \.parquet or a folder"):
+        read_rows(tmp_path / "r.csv")
+    with pytest.raises(ValueError, match="no readable Parquet"):
+        read_rows(tmp_path / "broken.parquet")
+    with pytest.raises(ValueError, match=r"holds neither metadata\.jsonl nor"):
+        read_rows(tmp_path)
+    with pytest.raises(ValueError, match="no file or folder"):
+        read_rows(tmp_path / "absent.jsonl")

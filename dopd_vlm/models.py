@@ -1,11 +1,11 @@
 """Load the student, the frozen teacher and their processors; check that their vocabularies agree."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,6 +17,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from dopd_vlm.config import LoraConfig, ModelConfig
+from dopd_vlm.heads import Head
 
 VISUAL_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
@@ -74,9 +75,12 @@ class Policy:
         return tuple(sorted({int(i) for i in ids if i is not None}))
 
 
-def load_policy(config: ModelConfig, *, device: str | torch.device, trainable: bool) -> Policy:
+def load_policy(
+    config: ModelConfig, *, device: str | torch.device, trainable: bool, like: Policy | None = None
+) -> Policy:
     """The model in eval mode on `device`, safetensors only; frozen unless `trainable`.
 
+    `like` lends its processor and dtype: a second copy of a model needs the same of both.
     Raises ValueError when the folder is absent, holds no safetensors, or has no chat template.
     """
     path = _existing(config.path)
@@ -86,11 +90,11 @@ def load_policy(config: ModelConfig, *, device: str | torch.device, trainable: b
             AutoConfig.from_pretrained(path, **options).model_type
             in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         )
-        processor = AutoProcessor.from_pretrained(path, **options)
+        processor = like.processor if like else AutoProcessor.from_pretrained(path, **options)
         auto = AutoModelForImageTextToText if is_visual else AutoModelForCausalLM
         model = auto.from_pretrained(
             path,
-            dtype=model_dtype(config, device, trainable),
+            dtype=like.model.dtype if like else model_dtype(config, device, trainable),
             attn_implementation=config.attention,
             use_safetensors=True,
             quantization_config=_quantization(config, trainable),
@@ -131,17 +135,16 @@ def disable_dropout_(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def add_lora(policy: Policy, config: LoraConfig) -> Policy:
-    """The same policy with trainable adapters on a frozen model (extra `peft`)."""
+def add_lora(policy: Policy, config: LoraConfig, checkpoint: Path | None = None) -> Policy:
+    """The same policy with trainable adapters on a frozen model, fresh or from a checkpoint (extra `peft`)."""
     from peft import LoraConfig as PeftConfig
-    from peft import get_peft_model
+    from peft import PeftModel, get_peft_model
 
+    if checkpoint is not None:
+        adapted = PeftModel.from_pretrained(policy.model, str(checkpoint), is_trainable=True)
+        return replace(policy, model=adapted)  # type: ignore[arg-type]
     adapters = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=config.target_modules)
-    return Policy(
-        model=get_peft_model(policy.model, adapters),  # type: ignore[arg-type]
-        processor=policy.processor,
-        path=policy.path,
-    )
+    return replace(policy, model=get_peft_model(policy.model, adapters))  # type: ignore[arg-type]
 
 
 def check_vocabularies(student: Policy, teacher: Policy) -> None:
@@ -159,10 +162,17 @@ def check_vocabularies(student: Policy, teacher: Policy) -> None:
     )
 
 
-def head_arguments(policy: Policy) -> tuple[Tensor, Tensor | None]:
-    """Weight [V, H] and bias [V] or None of the output projection."""
-    head = policy.head
-    return head.weight, getattr(head, "bias", None)  # type: ignore[return-value]
+def output_head(policy: Policy) -> Head:
+    """The policy's head with the logit scale and soft-cap that its forward applies."""
+    text = policy.model.config.get_text_config()
+    scale = getattr(text, "logit_scale", None) or 1.0  # Cohere
+    scale /= getattr(text, "logits_scaling", None) or 1.0  # Granite
+    return Head(
+        weight=policy.head.weight,  # type: ignore[arg-type]
+        bias=getattr(policy.head, "bias", None),
+        logit_scale=scale,
+        softcap=getattr(text, "final_logit_softcapping", None),  # Gemma
+    )
 
 
 def _existing(path: str) -> str:

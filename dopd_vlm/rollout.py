@@ -80,7 +80,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))
     found: dict[int, list[Rollout]] = {}
     devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]

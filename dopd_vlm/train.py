@@ -1,0 +1,305 @@
+"""The training loop: build the state, take steps, evaluate, save, stop cleanly.
+
+The loop knows no rows and no benchmarks: samples come as a sequence, evaluation and scoring as callables.
+"""
+
+import copy
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from transformers import get_cosine_schedule_with_warmup
+
+from dopd_vlm.checkpoint import check_space, last_checkpoint, load_trainer_, save_checkpoint
+from dopd_vlm.config import RunConfig
+from dopd_vlm.methods import Method, method
+from dopd_vlm.models import Policy, add_lora, check_vocabularies, has_bfloat16, load_policy
+from dopd_vlm.step import Clock, EncodedSample, TrainState, encode_sample, greedy_views, train_step
+from dopd_vlm.tracking import Tracker, decoded_samples, open_run_folder
+from dopd_vlm.types import Sample
+
+log = logging.getLogger(__name__)
+
+Evaluate = Callable[[Policy, int, bool], Mapping[str, float]]
+"""(student, step, is_last) -> {metric name: value}; called on every process."""
+ScoreAnswer = Callable[[str, Sample], float]
+"""(completion text, sample) -> correctness in [0, 1]."""
+PROBE_SIZE = 64
+"""Prompts of the privilege probe over all processes."""
+LOGGED_SAMPLES = 4
+"""Decoded completions kept at each checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended."""
+
+    run_dir: Path
+    step: int
+    interrupted: bool
+    num_skipped: int
+
+
+def train(
+    config: RunConfig,
+    samples: Sequence[Sample],
+    *,
+    evaluate: Evaluate | None = None,
+    score_answer: ScoreAnswer | None = None,
+    console: Console | None = None,
+) -> TrainResult:
+    """Distil until optim.max_steps, or until Ctrl-C, which saves and returns.
+
+    `samples[i]` may raise ValueError for a bad row: it is counted, written to skipped.jsonl and left out.
+    Raises ValueError before the first step for whatever a recipe can get wrong.
+    """
+    accelerator = make_accelerator(config)
+    set_seed(config.seed)
+    console = console or Console()
+    run_dir = open_run_folder(config) if accelerator.is_main_process else run_folder(config)
+    accelerator.wait_for_everyone()
+    state = build_state(config, accelerator, run_dir)
+    check_space(state, run_dir)
+    if config.tracking:
+        accelerator.init_trackers("dopd_vlm", init_kwargs={"wandb": {"name": config.name}})
+    tracker = Tracker(
+        run_dir=run_dir,
+        is_main=accelerator.is_main_process,
+        num_steps=config.optim.max_steps,
+        console=console,
+        log=accelerator.log if config.tracking else None,
+    )
+    tracker.resume_at(state.step)
+    loop = Loop(state, samples, tracker, evaluate, score_answer)
+    with tracker.progress, interruptible() as stop:
+        interrupted = loop.run(stop)
+    accelerator.end_training()
+    return TrainResult(run_dir=run_dir, step=state.step, interrupted=interrupted, num_skipped=state.num_skipped)
+
+
+class Loop:
+    """Steps over one state; its methods are the things that happen between steps."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        samples: Sequence[Sample],
+        tracker: Tracker,
+        evaluate: Evaluate | None,
+        score_answer: ScoreAnswer | None,
+    ) -> None:
+        self.state, self.samples, self.tracker = state, samples, tracker
+        self.evaluate, self.score_answer = evaluate, score_answer
+
+    def run(self, stop: list[int]) -> bool:
+        """Steps until the last one or a signal; True when a signal came."""
+        state, config = self.state, self.state.config
+        if state.step == 0:
+            self.measure(is_last=False)
+        while state.step < config.optim.max_steps:
+            self.step()
+            is_last = state.step == config.optim.max_steps
+            if is_last or stop or state.step % config.checkpoint_every == 0:
+                self.save()
+            if stop:
+                self.tracker.say(f"interrupted: step {state.step} is saved, go on with resume=true")
+                return True
+            if is_last or state.step % config.evaluation.every == 0:
+                self.measure(is_last=is_last)
+        return False
+
+    def step(self) -> None:
+        """One optimizer step and its line in the log."""
+        state, clock = self.state, Clock()
+        with clock.phase("data"):
+            batch = self.batch()
+        output = train_step(state, batch, clock, self.score_answer)
+        learning_rate = state.scheduler.get_last_lr()[0]
+        state.step += 1
+        num_tokens = output.metrics["count/completion_tokens"]
+        metrics = {**output.metrics, "optim/learning_rate": learning_rate, **clock.metrics(num_tokens)}
+        self.tracker.step(state.step, metrics)
+        if state.step % state.config.checkpoint_every == 0 or state.step == 1:
+            for record in decoded_samples(state, output, LOGGED_SAMPLES):
+                self.tracker.write("samples.jsonl", {"step": state.step, **record})
+
+    def batch(self) -> list[EncodedSample]:
+        """This process's share of the step's rows, encoded; bad rows are recorded and left out."""
+        state, accelerator = self.state, self.state.accelerator
+        size = state.config.optim.batch_size
+        indices = row_order(len(self.samples), state.config.seed, state.step * size, size)
+        encoded = []
+        for index in indices[accelerator.process_index :: accelerator.num_processes]:
+            try:
+                encoded.append(encode_sample(state, self.samples[index]))
+            except ValueError as error:
+                state.num_skipped += 1
+                self.tracker.write("skipped.jsonl", {"step": state.step + 1, "row": index, "reason": str(error)})
+                log.warning("row %d is skipped: %s", index, error)
+        return encoded
+
+    def measure(self, *, is_last: bool) -> None:
+        """Benchmarks, and the privilege probe: is the student better when it sees what the teacher sees?"""
+        state = self.state
+        values = dict(self.evaluate(state.student, state.step, is_last)) if self.evaluate else {}
+        if self.score_answer is not None:
+            values |= self.probe(self.score_answer)
+        if values:
+            self.tracker.write("metrics.jsonl", {"step": state.step, **values})
+            if self.tracker.log is not None:
+                self.tracker.log(values, step=state.step)
+
+    def probe(self, score_answer: ScoreAnswer) -> dict[str, float]:
+        """Greedy accuracy and length of the student in both views on the first training prompts."""
+        state, size = self.state, min(PROBE_SIZE, len(self.samples))
+        chosen = []
+        for index in row_order(len(self.samples), state.config.seed, 0, size):
+            try:
+                chosen.append(encode_sample(state, self.samples[index]))
+            except ValueError:
+                continue  # batch() records it when its turn comes
+        values = greedy_views(state, chosen, score_answer)
+        gain = values["probe/privileged_accuracy"] - values["probe/plain_accuracy"]
+        if state.step == 0 and state.method.needs_self_target and gain < 0.02:
+            self.tracker.say(
+                f"[yellow]warning:[/] on {len(chosen)} training prompts the student is right in "
+                f"{values['probe/privileged_accuracy']:.0%} with privilege and {values['probe/plain_accuracy']:.0%} "
+                "without: a self-target that gains nothing from privilege has nothing to teach. "
+                "Look at the annotations, or use method.name=opd"
+            )
+        return values
+
+    def save(self) -> None:
+        """A checkpoint by the main process, while the others wait."""
+        if self.state.accelerator.is_main_process:
+            save_checkpoint(self.state, self.tracker.run_dir)
+        self.state.accelerator.wait_for_everyone()
+
+
+def row_order(num_rows: int, seed: int, start: int, count: int) -> list[int]:
+    """Rows start..start+count of an endless shuffled order, a function of the seed alone.
+
+    Each pass over the rows has its own permutation.
+    """
+    if num_rows == 0:
+        raise ValueError("there is no training row; see data.train and the rows that were skipped")
+    chosen: list[int] = []
+    while len(chosen) < count:
+        epoch, offset = divmod(start + len(chosen), num_rows)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(num_rows, generator=generator)[offset:].tolist()
+        chosen += order[: count - len(chosen)]
+    return chosen
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """A list that holds the signal once SIGINT or SIGTERM came; a second one stops at once."""
+    stop: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Processes, device, precision and trackers."""
+    probe = Accelerator()
+    use_bfloat16 = config.precision == "bfloat16" or (
+        config.precision == "auto" and has_bfloat16(probe.device)
+    )
+    return Accelerator(
+        mixed_precision="bf16" if use_bfloat16 else "no",
+        log_with=list(config.tracking) or None,
+        project_dir=str(run_folder(config)),
+    )
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where the run writes."""
+    return Path(config.output_dir) / str(config.name)
+
+
+def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> TrainState:
+    """Models, method and optimizer; from the last checkpoint when resuming."""
+    chosen = configured_method(config)
+    checkpoint = last_checkpoint(run_dir) if config.resume else None
+    device = accelerator.device
+    student = load_student(config, device, checkpoint)
+    teacher = load_policy(config.teacher, device=device, trainable=False) if chosen.needs_teacher else None
+    if teacher is not None:
+        check_vocabularies(student, teacher)
+    parameters = [p for p in student.model.parameters() if p.requires_grad]
+    optim = config.optim
+    optimizer = torch.optim.AdamW(
+        parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
+    )
+    widths = [p.head.weight.shape[0] for p in (student, teacher) if p is not None]  # type: ignore[union-attr]
+    state = TrainState(
+        config=config,
+        accelerator=accelerator,
+        student=student,
+        teacher=teacher,
+        self_target=load_self_target(config, chosen, student, checkpoint),
+        method=chosen,
+        optimizer=optimizer,
+        scheduler=get_cosine_schedule_with_warmup(optimizer, optim.warmup_steps, optim.max_steps),
+        vocab_size=min(widths),
+    )
+    if checkpoint is not None:
+        load_trainer_(state, checkpoint)
+    return state
+
+
+def configured_method(config: RunConfig) -> Method:
+    """The table named in the config, with the config's self-target and support size."""
+    chosen = method(config.method.name)
+    routes = {
+        regime: replace(route, top_k=config.method.top_k) if route.top_k and config.method.top_k else route
+        for regime, route in chosen.routes.items()
+    }
+    return replace(chosen, self_target=config.method.self_target, routes=routes)
+
+
+def load_student(config: RunConfig, device: torch.device, checkpoint: Path | None) -> Policy:
+    """The student with gradients, from a checkpoint when there is one."""
+    if config.lora.rank:
+        base = load_policy(config.student, device=device, trainable=False)
+        student = add_lora(base, config.lora, checkpoint)
+    else:
+        source = replace(config.student, path=str(checkpoint or config.student.path))
+        student = load_policy(source, device=device, trainable=True)
+    if config.optim.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return student
+
+
+def load_self_target(
+    config: RunConfig, chosen: Method, student: Policy, checkpoint: Path | None
+) -> Policy | None:
+    """Whose weights the self-target has: the live student itself, or a copy without gradient."""
+    if not chosen.needs_self_target:
+        return None
+    if chosen.self_target == "live":
+        return student
+    if config.lora.rank:
+        return replace(student, model=copy.deepcopy(student.model).requires_grad_(False))
+    average = checkpoint / "trainer" / "self_target" if checkpoint and chosen.self_target == "ema" else None
+    source = replace(config.student, path=str(average or config.student.path))
+    return load_policy(source, device=student.device, trainable=False, like=student)

@@ -1,0 +1,137 @@
+"""One optimizer step on tiny models: invariance to layout, no gradient into targets, zero at equality."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from accelerate import Accelerator
+
+from dopd_vlm.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig
+from dopd_vlm.methods import METHODS, method
+from dopd_vlm.step import Clock, NonFiniteLossError, TrainState, distil_step, encode_sample
+from dopd_vlm.types import Rollout
+
+UIDS = ("a", "bcd", "ef")
+LENGTHS = (3, 1, 5, 4, 2, 6)
+
+
+def make_state(
+    name: str = "dopd", *, kind: str = "vl", same: bool = False, micro: int = 8, score: int = 8, pad_vocab: int = 3
+) -> TrainState:
+    make = tiny.vl_policy if kind == "vl" else tiny.text_policy
+    student = make(0, dtype=torch.float64)
+    student.model.requires_grad_(True)
+    teacher = student if same else make(1, hidden_size=48, pad_vocab=pad_vocab, dtype=torch.float64)
+    chosen = method(name)
+    config = RunConfig(
+        student=ModelConfig(path="s"), teacher=ModelConfig(path="t"), data=DataConfig(train="x"),
+        optim=OptimConfig(micro_batch_size=micro, score_batch_size=score, learning_rate=1e-3),
+        rollout=RolloutConfig(num_generations=2, max_completion_length=6), method=MethodConfig(name=name),
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(student.model.parameters(), lr=1e-3)
+    return TrainState(
+        config=config, accelerator=Accelerator(cpu=True), student=student, teacher=teacher,
+        self_target=student if chosen.needs_self_target else None, method=chosen, optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), vocab_size=student.head.weight.shape[0],
+    )  # fmt: skip
+
+
+def make_samples(state: TrainState, *, context: str = "box 1 2 3", kind: str = "vl"):
+    if kind == "text":
+        return [encode_sample(state, tiny.text_sample(uid, context=context)) for uid in UIDS]
+    sizes = {} if context else {"privileged_size": (48, 32)}
+    samples = [tiny.vl_sample(uid, seed=i * 2, context=context, **sizes) for i, uid in enumerate(UIDS)]
+    return [encode_sample(state, s) for s in samples]
+
+
+def make_rollouts(seed: int = 0) -> list[Rollout]:
+    gen = torch.Generator().manual_seed(seed)
+    return [
+        Rollout(
+            uid=UIDS[i // 2], completion_ids=torch.randint(0, 90, (n,), generator=gen),
+            sampler_logp=torch.zeros(n), finish_reason="length",
+        )
+        for i, n in enumerate(LENGTHS)
+    ]  # fmt: skip
+
+
+def gradients(state: TrainState):
+    """Gradients of one step: read before the optimizer consumes them."""
+    caught = {}
+    state.optimizer.register_step_pre_hook(
+        lambda *_: caught.update({n: p.grad.clone() for n, p in state.student.model.named_parameters() if p.grad is not None})
+    )
+    output = distil_step(state, make_samples(state), make_rollouts(), Clock())
+    return output, caught
+
+
+@pytest.mark.parametrize("name", ["dopd", "opd", "opsd", "priv_t_to_priv_s"])
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 3), (4, 5)])
+def test_one_batch_equals_its_micro_batches(name, sizes):
+    whole, grads = gradients(make_state(name))
+    parts, part_grads = gradients(make_state(name, micro=sizes[0], score=sizes[1]))
+    assert parts.thresholds == whole.thresholds or name != "dopd"
+    assert parts.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-10)
+    assert grads.keys() == part_grads.keys() and len(grads) > 20
+    for key, grad in grads.items():
+        torch.testing.assert_close(part_grads[key], grad, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("kind", ["vl", "text"])
+def test_every_method_takes_a_step_and_moves_the_student_only(name, kind):
+    state = make_state(name, kind=kind)
+    assert state.teacher is not None
+    before = {n: p.clone() for n, p in state.student.model.named_parameters()}
+    teacher = {n: p.clone() for n, p in state.teacher.model.named_parameters()}
+    output = distil_step(state, make_samples(state, kind=kind), make_rollouts(), Clock())
+    assert output.metrics["loss"] != 0 and output.metrics["optim/grad_norm"] > 0
+    assert any(not torch.equal(p, before[n]) for n, p in state.student.model.named_parameters())
+    assert all(torch.equal(p, teacher[n]) and p.grad is None for n, p in state.teacher.model.named_parameters())
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_loss_and_gradient_are_zero_when_models_and_views_coincide(name):
+    state = make_state(name, same=True)
+    samples = make_samples(state, context="")
+    samples = [replace(s, prompts={**s.prompts, "privileged": s.prompts["plain"]}) for s in samples]
+    with pytest.warns(UserWarning, match="gap") if method(name).routes_by_gap else _nothing():
+        output = distil_step(state, samples, make_rollouts(), Clock())
+    assert abs(output.metrics["loss"]) < 1e-12
+    assert output.metrics["optim/grad_norm"] < 1e-9
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_a_non_finite_loss_names_step_and_sample_and_updates_nothing():
+    state = make_state("opd")
+    assert state.teacher is not None
+    state.step = 17
+    samples = make_samples(state)
+    bad = samples[1].prompts["plain"]
+    bad.pictures["pixel_values"].fill_(torch.nan)
+    before = state.student.head.weight.clone()
+    with pytest.raises(NonFiniteLossError, match=r"step 17.*bcd"):
+        distil_step(state, samples, make_rollouts(), Clock())
+    assert torch.equal(state.student.head.weight, before)
+
+
+def test_thresholds_come_from_the_whole_batch_and_regimes_are_exhaustive():
+    output, _ = gradients(make_state("dopd", micro=2, score=3))
+    shares = [output.metrics[f"share/{name}"] for name in ("lh", "ll", "ht", "hs")]
+    assert sum(shares) == pytest.approx(1.0) and sum(s > 0 for s in shares) >= 2
+    gaps = []
+    for micro, loss in zip(output.micro_batches, output.losses, strict=True):
+        assert micro.teacher is not None and micro.self_target is not None
+        gap = (micro.teacher.scores.logp - micro.self_target.scores.logp).abs()
+        high = (loss.regime >= 2)[micro.batch.mask]
+        gaps.append((gap[micro.batch.mask], high))
+    gap, high = (torch.cat(part) for part in zip(*gaps, strict=True))
+    assert torch.equal(high, gap >= output.thresholds.gap)
+    keep = gap[gap <= gap.quantile(0.95)]
+    assert output.thresholds.gap == pytest.approx(float(keep.mean()), rel=1e-9)

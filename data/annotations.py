@@ -15,7 +15,10 @@ from PIL import Image
 
 from .boxes import Boxes
 from .coords import Frame
-from .texts import Answer, Captions, Hints
+from .masks import Masks
+from .points import Points
+from .regions import Crops, Marks, Ocr
+from .texts import Answer, Captions, Hints, SceneGraph, Solution
 
 ENTRY_POINT_GROUP = "dopd_vlm.annotations"
 Size = tuple[int, int]
@@ -62,8 +65,16 @@ class CheckedType(AnnotationType, Protocol):
 
 TYPES: dict[str, AnnotationType] = {
     "boxes": Boxes(),
+    "points": Points(),
+    "masks": Masks(),
+    "crops": Crops(),
+    "marks": Marks(),
+    "ocr": Ocr(),
+    "scene_graph": SceneGraph(),
     "captions": Captions(),
     "hints": Hints(),
+    "summary": Hints(),
+    "solution": Solution(),
     "answer": Answer(),
 }
 

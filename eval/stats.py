@@ -1,0 +1,159 @@
+"""Means, standard errors, paired tests and k-sample estimators, closed form where there is one."""
+
+import math
+import random
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with its standard error, which is nan where one observation cannot give it."""
+
+    value: float
+    stderr: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """Mean of a - b over the same questions, its standard error and the two-sided normal p-value."""
+
+    value: float
+    stderr: float
+    p_value: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """Questions that only one of two models got right, and the exact two-sided p-value."""
+
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """sum x / n with stderr sqrt(sum (x - mean)^2 / (n (n - 1)))."""
+    return clustered_mean(values, range(len(values)))
+
+
+def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
+    """The mean over questions, whose errors may be correlated within a cluster.
+
+    stderr = sqrt(G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2) / n for G clusters; with clusters of
+    one this is the closed form of independent questions (Miller 2024, arXiv 2411.00640, but for
+    the factor G / (G - 1)).
+    """
+    n = len(values)
+    if n == 0:
+        return Estimate(value=math.nan, stderr=math.nan, n=0)
+    average = math.fsum(values) / n
+    sums: dict[Hashable, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + value - average
+    groups = len(sums)
+    if groups == 1:
+        return Estimate(value=average, stderr=math.nan, n=n)
+    squares = math.fsum(total**2 for total in sums.values())
+    return Estimate(value=average, stderr=math.sqrt(groups / (groups - 1) * squares) / n, n=n)
+
+
+def paired_difference(
+    a: Mapping[str, float], b: Mapping[str, float], clusters: Mapping[str, Hashable] | None = None
+) -> PairedDifference:
+    """mean(a - b) by question; clusters of questions as in `clustered_mean`.
+
+    Raises:
+        ValueError: the two do not cover the same questions.
+    """
+    _check_same(a, b)
+    differences = [a[uid] - b[uid] for uid in a]
+    keys = [clusters[uid] if clusters else uid for uid in a]
+    found = clustered_mean(differences, keys)
+    return PairedDifference(
+        value=found.value, stderr=found.stderr, p_value=_two_sided(found), n=found.n
+    )
+
+
+def mcnemar(a: Mapping[str, float], b: Mapping[str, float]) -> McNemar:
+    """The exact test on questions that one got right and the other did not: Binomial(n, 1/2).
+
+    Raises:
+        ValueError: different questions, or scores other than 0 and 1 (averages over samples).
+    """
+    _check_same(a, b)
+    if not {*a.values(), *b.values()} <= {0.0, 1.0}:
+        raise ValueError("McNemar's test needs scores of 0 or 1, one completion per question")
+    only_a = sum(a[uid] > b[uid] for uid in a)
+    only_b = sum(a[uid] < b[uid] for uid in a)
+    n = only_a + only_b
+    tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
+    return McNemar(only_a=only_a, only_b=only_b, p_value=min(1.0, 2 * tail / 2**n))
+
+
+def avg_at_k(samples: Mapping[str, Sequence[float]]) -> Estimate:
+    """avg@k: each question's mean over its k samples, then mean and stderr over questions."""
+    return mean([math.fsum(scores) / len(scores) for scores in samples.values()])
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Unbiased chance that one of k samples is right: 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374).
+
+    Raises:
+        ValueError: unless 0 <= num_correct <= num_samples and 1 <= k <= num_samples.
+    """
+    if not 0 <= num_correct <= num_samples or not 1 <= k <= num_samples:
+        raise ValueError(
+            f"pass@{k} of {num_correct} right in {num_samples} samples: "
+            "need 0 <= right <= samples and 1 <= k <= samples"
+        )
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """sum(numerators) / sum(denominators), its stderr from resampled questions.
+
+    Only for ratios of sums, whose standard error has no closed form.
+    """
+    n = len(numerators)
+    if n != len(denominators) or n == 0 or not math.fsum(denominators):
+        raise ValueError(
+            f"a ratio needs as many denominators as numerators and a non-zero sum, got {n}"
+        )
+    generator = random.Random(seed)
+    ratios = []
+    for _ in range(num_resamples):
+        chosen = generator.choices(range(n), k=n)
+        total = math.fsum(denominators[i] for i in chosen)
+        if total:
+            ratios.append(math.fsum(numerators[i] for i in chosen) / total)
+    average = math.fsum(ratios) / len(ratios)
+    variance = math.fsum((ratio - average) ** 2 for ratio in ratios) / max(1, len(ratios) - 1)
+    value = math.fsum(numerators) / math.fsum(denominators)
+    return Estimate(value=value, stderr=math.sqrt(variance), n=n)
+
+
+def _two_sided(found: Estimate) -> float:
+    if math.isnan(found.stderr):
+        return math.nan
+    if found.stderr == 0:
+        return 1.0 if found.value == 0 else 0.0
+    return 2 * NormalDist().cdf(-abs(found.value / found.stderr))
+
+
+def _check_same(a: Mapping[str, float], b: Mapping[str, float]) -> None:
+    if a.keys() != b.keys():
+        odd = sorted(a.keys() ^ b.keys())
+        raise ValueError(
+            f"paired statistics need the same questions on both sides; {len(odd)} are on one side "
+            f"only, e.g. {', '.join(odd[:3])}"
+        )

@@ -1,0 +1,257 @@
+"""Answer extraction and scoring: published and adversarial vectors, gold, hangs and crashes."""
+
+import sys
+
+import pytest
+
+from dopd_vlm.eval.math_client import MathWorker
+from dopd_vlm.eval.scorers import (
+    SCORERS,
+    Accuracy,
+    declared_number,
+    extract_choice,
+    extract_choices,
+    iou,
+    score,
+    score_math,
+    scorer,
+)
+from dopd_vlm.types import Sample, View
+
+FOUR = {"A": "red apple", "B": "blue car", "C": "green key", "D": "yellow dog"}
+TEN = {letter: f"option number {i}" for i, letter in enumerate("ABCDEFGHIJ")}
+VECTORS = [
+    ("B", "B"),
+    ("(B)", "B"),
+    ("B.", "B"),
+    ("**B**", "B"),
+    ("The correct answer is (B).", "B"),
+    ("Answer: **B**", "B"),
+    ("The answer is B because A is wrong.", "B"),
+    ("Based on the image, it is the green key.", "C"),
+    ("A careful look shows the car is blue, so B", "B"),
+    ("I considered (A), but the final answer is (B)", "B"),
+    ("blue car", "B"),
+    ("b", "B"),
+    (r"\boxed{B}", "B"),
+    ("Option B: blue car", "B"),
+    ("The object is a key. Therefore the answer is C) green key", "C"),
+    ("I cannot determine the answer.", None),
+    ("", None),
+    ("<think>maybe A</think>\nB", "B"),
+    ("<think>answer is A", None),
+    ("The answer is a blue car", "B"),
+    (r"\boxed{\text{(C)}}", "C"),
+    ("Either (A) or (B). I pick the answer: B", "B"),
+    ("answer: b", "B"),
+    ("The answer is a", "A"),
+    ("Answer (b).", "B"),
+    ("not the red apple but the blue car", None),
+]
+ADVERSARIAL = [
+    ("Answer: A or B", None),
+    ("It is not (A).", None),
+    ("The answer is not B", None),
+    ("Answer: A blue car", "B"),
+    ("Answer: A", "A"),
+    ("The answer is A. Wait, the answer is D.", "D"),
+    ("reasoning</think>The answer is C", "C"),
+    ("So it is not B", None),
+    ("A", "A"),
+    ("E", None),
+    ("\u7b54\u6848\uff1aC", "C"),
+    ("Apples are red.", None),
+    ("Option Believe me", None),
+    ("hence we take D.", "D"),
+    (r"so $\boxed{ D }$.", "D"),
+    ("The answer's B-side is D", None),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), VECTORS + ADVERSARIAL)
+def test_extract_choice(text: str, expected: str | None) -> None:
+    assert extract_choice(text, FOUR)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Answer: I think J", None),
+        ("Answer: I", "I"),
+        ("The answer is I.", "I"),
+        ("I think so", None),
+        ("j", "J"),
+    ],
+)
+def test_ten_options_and_the_pronoun(text: str, expected: str | None) -> None:
+    assert extract_choice(text, TEN)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "rule"),
+    [
+        ("A, C", "AC", "bare"),
+        ("ACD", "ACD", "bare"),
+        ("The answer is A and D.", "AD", "declared"),
+        ("answers: (B), (C)", "BC", "declared"),
+        (r"\boxed{A,C}", "AC", "declared"),
+        ("Answer: B", "B", "declared"),
+        ("We take (A), (B) and (D)", "ABD", "paren"),
+        ("Answer: A or C", None, "ambiguous"),
+        ("nothing", None, "unparsed"),
+        ("<think>A, B", None, "unclosed_think"),
+        ("green key", "C", "text"),
+    ],
+)
+def test_extract_choices(text: str, expected: str | None, rule: str) -> None:
+    letters, fired = extract_choices(text, FOUR)
+    assert (letters, fired) == (None if expected is None else frozenset(expected), rule)
+
+
+def sample(answer: str, kind: str, choices: dict[str, str] | None = None) -> Sample:
+    return Sample(
+        uid="q",
+        question="?",
+        answer=answer,
+        plain=View(),
+        privileged=View(),
+        answer_type=kind,
+        choices=choices,
+    )
+
+
+GOLD = [
+    ("text", "a red circle"),
+    ("number", "1,234.5"),
+    ("number", "-3"),
+    ("math", r"\frac{1}{2}"),
+    ("math", "x=3"),
+    ("box", "[1, 2, 30, 40]"),
+    ("choice", "C"),
+    ("choice", "A, C"),
+]
+
+
+@pytest.mark.parametrize(("kind", "gold"), GOLD)
+def test_every_scorer_accepts_gold_bare_and_declared(kind: str, gold: str) -> None:
+    question = sample(gold, kind, FOUR if kind == "choice" else None)
+    declared = rf"so \boxed{{{gold}}}" if kind == "math" else f"looking at it, answer {gold}"
+    for text in (gold, declared):
+        assert score(text, question).correct == 1.0, (text, score(text, question))
+    for text in ("", "<think>" + gold):
+        assert score(text, question).correct == 0.0 and score(text, question).is_unparsed
+
+
+def test_every_scorer_has_a_gold_case() -> None:
+    assert {kind for kind, _ in GOLD} | {"code"} >= set(SCORERS)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("red circle 1 blue square 1 red ring 2 answer 2", "2"),
+        ("answer 3 answer 4", "4"),
+        ("12 or 13", "13"),
+        ("The answer is 3 + 4 = 7, not 9", "7"),
+        (r"\boxed{5} and 6", "5"),
+        ("work\n#### 1,024", "1,024"),
+        ("The answer is unclear. 8", "8"),
+        ("nothing", None),
+    ],
+)
+def test_declared_number(text: str, number: str | None) -> None:
+    assert declared_number(text)[0] == number
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "tolerance", "right"),
+    [
+        ("104", "100", 0.05, 1.0),
+        ("106", "100", 0.05, 0.0),
+        ("35%", "35", 1e-6, 1.0),
+        ("35%", "0.35", 1e-6, 1.0),
+        ("35%", "36%", 1e-6, 0.0),
+        ("1/4", "0.25", 1e-6, 1.0),
+        ("0", "0", 1e-6, 1.0),
+        ("0.001", "0", 0.05, 0.0),
+    ],
+)
+def test_number_tolerance(text: str, gold: str, tolerance: float, right: float) -> None:
+    assert scorer("number", tolerance=tolerance)(text, sample(gold, "number")).correct == right
+
+
+def test_text_takes_the_last_declaration_and_normalises() -> None:
+    question = sample("Red circle", "text")
+    assert (
+        score(
+            "it is blue. The answer is blue\nno: answer is the **red  circle**.", question
+        ).correct
+        == 1.0
+    )
+    assert score("red circle, answer blue", question).correct == 0.0
+
+
+def test_box_is_judged_by_overlap() -> None:
+    question = sample("[0, 0, 10, 20]", "box")
+    assert iou((0, 0, 10, 20), (5, 0, 15, 20)) == pytest.approx(1 / 3)
+    assert score('{"bbox_2d": [1, 0, 10, 20]}', question).correct == 1.0
+    assert score("[5, 0, 15, 20]", question).correct == 0.0
+    assert score("[9, 9, 2, 2]", question).is_unparsed
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        (r"so $\boxed{0.5}$", r"\frac{1}{2}", 1.0),
+        (r"\boxed{3\sqrt{2}}", r"\sqrt{18}", 1.0),
+        (r"the answer is $6$", "5", 0.0),
+        ("1000", "1,000", 1.0),
+    ],
+)
+def test_math(text: str, gold: str, right: float) -> None:
+    assert score(text, sample(gold, "math")).correct == right
+
+
+READY = "import sys,time,json; print(json.dumps({'ready': True}), flush=True); "
+
+
+@pytest.mark.parametrize(
+    ("body", "rule"),
+    [
+        ("sys.stdin.readline(); time.sleep(60)", "timeout"),
+        ("sys.stdin.readline(); sys.exit(3)", "crash"),
+        (
+            "sys.stdin.readline(); print(json.dumps({'error': 'ValueError: x'}), flush=True)",
+            "error: ValueError: x",
+        ),
+    ],
+)
+def test_a_hang_or_crash_costs_one_answer(body: str, rule: str) -> None:
+    worker = MathWorker(timeout=0.5, command=(sys.executable, "-c", READY + body))
+    try:
+        for _ in range(2):
+            result = score_math("1", sample("2", "math"), worker=worker)
+            assert (result.correct, result.extracted) == (0.0, None)
+            assert result.rule == rule
+            worker.close()
+    finally:
+        worker.close()
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="near: number"):
+        scorer("numbr")
+    with pytest.raises(ValueError, match="not among"):
+        score("A", sample("E", "choice", FOUR))
+    with pytest.raises(ValueError, match="holds no number"):
+        score("1", sample("one", "number"))
+
+
+def test_accuracy_is_an_evaluate_metric() -> None:
+    scores = [1.0, 0.0, 1.0, 1.0]
+    alone = Accuracy().compute(predictions=scores, references=["a", "b", "c", "d"])
+    together = Accuracy().compute(predictions=scores, references=["a", "a", "b", "b"])
+    assert alone is not None and together is not None
+    assert alone["accuracy"] == together["accuracy"] == 0.75
+    assert alone["accuracy_stderr"] == pytest.approx((0.75 / 12) ** 0.5)
+    assert together["accuracy_stderr"] == pytest.approx((2 * (0.5**2 + 0.5**2)) ** 0.5 / 4)

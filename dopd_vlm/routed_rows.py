@@ -86,24 +86,31 @@ class _RoutedSum(torch.autograd.Function):
         wants: list[bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         work = _Work(plan, hidden, wants)
-        for group in plan.groups:
-            for rows in group.rows.split(work.chunk_size):
-                work.chunk_(group, rows)
+        work.run_()
         loss = (plan.weights.double() * work.value.double()).sum().to(plan.dtype)
-        grads = [
-            None if grad is None or of is None else grad.to(of.dtype).view_as(of)
-            for grad, of in zip(work.grads, (hidden, weight, bias), strict=True)
-        ]
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.plan, ctx.wants, ctx.grads = plan, wants, work.grads
         ctx.mark_non_differentiable(work.value, work.entropy)
         return loss, work.value, work.entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        scale = upstream[0]
-        grads = (None if g is None else g * scale.to(g.dtype) for g in ctx.saved_tensors)
-        return (*grads, None, None)
+        inputs = ctx.saved_tensors
+        # The gradients are given away without a copy, so that a [V, H] buffer exists once; a
+        # second backward through the same graph computes them again.
+        grads, ctx.grads = ctx.grads or _grads(ctx.plan, inputs[0], ctx.wants), None
+        out = []
+        for of in inputs:
+            grad = grads.pop(0)
+            out.append(None if grad is None else grad.mul_(upstream[0]).to(of.dtype).view_as(of))
+        return (*out, None, None)
+
+
+def _grads(plan: Plan, hidden: Tensor, wants: list[bool]) -> list[Tensor | None]:
+    work = _Work(plan, hidden, wants)
+    work.run_()
+    return work.grads
 
 
 class _Work:
@@ -126,6 +133,12 @@ class _Work:
         self.logits = new((sides, self.chunk_size, plan.width), dtype=plan.dtype)
         lines = min(self.chunk_size, rows_in_cache(plan.width, plan.dtype))
         self.scratch = new((2, lines, plan.width), dtype=plan.dtype)
+
+    def run_(self) -> None:
+        """All rows of all groups."""
+        for group in self.plan.groups:
+            for rows in group.rows.split(self.chunk_size):
+                self.chunk_(group, rows)
 
     def chunk_(self, group: Group, rows: Tensor) -> None:
         """Value, entropy and gradients of one chunk of a group's rows."""

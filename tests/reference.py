@@ -151,7 +151,7 @@ def dense_routed_loss(student, targets, scored, ids, mask, method, limits=None, 
     """
     places = [(b, t) for b in range(len(mask)) for t in range(mask.shape[1]) if mask[b, t]]
     logp = {
-        name: {at: float(probs[(*at, ids[at])].log()) for at in places}
+        name: {at: probs[(*at, ids[at])].log().item() for at in places}
         for name, probs in scored.items()
     }
     if limits is None and places:

@@ -22,30 +22,37 @@ FILE_COLUMNS = {
 
 
 class Rows(Sequence[Row]):
-    """Rows made one at a time from a table, so that a large one stays on disk."""
+    """Rows made one at a time from a table, so that a large one stays on disk; so do slices."""
 
-    def __init__(self, table: Any, name: str, root: str | None) -> None:
-        self._table, self._name, self._root = table, name, root
-        uids = table["uid"] if "uid" in table.column_names else None
-        self._uids = unique_uids(uids if uids is not None else [None] * len(table), name, "row")
+    def __init__(
+        self,
+        table: Any,
+        name: str,
+        root: str | None,
+        uids: Sequence[str],
+        positions: Sequence[int] | None = None,
+    ) -> None:
+        self._table, self._name, self._root, self._uids = table, name, root, uids
+        self._positions = range(len(table)) if positions is None else positions
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._positions)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index: int | slice) -> "Row | Rows":
         if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
+            chosen = self._positions[index]
+            return Rows(self._table, self._name, self._root, self._uids, chosen)
+        position = self._positions[index]
         row = _renamed(self._table[position])
         origin = {"file": self._name, "line": position + 1, "root": self._root}
         return {**row, "uid": self._uids[position], "origin": origin}
 
     def __iter__(self) -> Iterator[Row]:
-        return (self[position] for position in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
 
 def read_rows(
@@ -156,8 +163,13 @@ def _from_table(table: Any, name: str, split: str | None, root: str | Path | Non
             table = table.cast_column(column, datasets.Image(decode=False))
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             table = table.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    rows = Rows(table, name, None if root is None else str(root))
-    return rows if split is None else _of_split(rows, split, name)
+    given = table["uid"] if "uid" in table.column_names else [None] * len(table)
+    uids = unique_uids(given, name, "row")
+    positions = None
+    if split is not None:
+        metas = table["meta"] if "meta" in table.column_names else [None] * len(table)
+        positions = _of_split([(meta or {}).get("split") for meta in metas], split, name)
+    return Rows(table, name, None if root is None else str(root), uids, positions)
 
 
 def _parquet(path: Path) -> Any:
@@ -199,15 +211,18 @@ def _checked(
     for index, (row, uid) in enumerate(zip(listed, uids, strict=True)):
         line = (row.get("origin") or {}).get("line", index + 1)
         made.append({**row, "uid": uid, "origin": {"file": name, "line": line, "root": root}})
-    return made if split is None else _of_split(made, split, name)
+    if split is None:
+        return made
+    splits = [(row.get("meta") or {}).get("split") for row in made]
+    return [made[position] for position in _of_split(splits, split, name)]
 
 
-def _of_split(rows: Sequence[Row], split: str, name: str) -> Sequence[Row]:
-    splits = [(row.get("meta") or {}).get("split") for row in rows]
+def _of_split(splits: Sequence[Any], split: str, name: str) -> list[int]:
+    """The positions whose split it is."""
     if split not in splits:
         known = sorted({str(other) for other in splits if other is not None})
         raise ValueError(f"{name}: no row has meta.split {split!r}; there are: {', '.join(known)}")
-    return [row for row, other in zip(rows, splits, strict=True) if other == split]
+    return [position for position, other in enumerate(splits) if other == split]
 
 
 def _renamed(row: Mapping[str, Any]) -> Row:

@@ -6,7 +6,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from dopd_vlm.data.rows import read_rows
+from dopd_vlm.data.rows import Rows, read_rows
 from dopd_vlm.data.views import make_sample
 
 
@@ -121,6 +121,17 @@ def test_splits_of_meta_of_data_sets_and_of_folders(tmp_path) -> None:
     (tmp_path / "test").mkdir()
     write_jsonl(tmp_path / "test" / "metadata.jsonl", rows[:1])
     assert len(read_rows(tmp_path, split="test")) == 1
+
+
+def test_splits_and_slices_of_a_table_stay_tables(tmp_path) -> None:
+    rows = [{"uid": str(i), "meta": {"split": s}} for i, s in enumerate(["a", "b", "b", "b"])]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "r.parquet"))
+    found = read_rows(tmp_path / "r.parquet", split="b")
+    assert isinstance(found[1:], Rows)
+    assert [row["uid"] for row in found[1:]] == ["2", "3"]
+    assert (found[-1]["uid"], found[1:][0]["origin"]["line"]) == ("3", 3)
+    with pytest.raises(IndexError):
+        found[3]
 
 
 def test_image_folder_columns_are_understood(tmp_path) -> None:

@@ -130,9 +130,10 @@ class _Work:
         size = plan.chunk_size or default_chunk_size(plan.width, plan.dtype, hidden.device)
         self.chunk_size = max(1, min(size, num_rows))
         sides = 1 + any(needs_target_logits(group.route) for group in plan.groups)
-        self.logits = new((sides, self.chunk_size, plan.width), dtype=plan.dtype)
+        empty = self.hidden.new_empty
+        self.logits = empty((sides, self.chunk_size, plan.width), dtype=plan.dtype)
         lines = min(self.chunk_size, rows_in_cache(plan.width, plan.dtype))
-        self.scratch = new((2, lines, plan.width), dtype=plan.dtype)
+        self.scratch = empty((3, lines, plan.width), dtype=plan.dtype)
 
     def run_(self) -> None:
         """All rows of all groups."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from .divergences import top_k_ids
 from .heads import Head, as_head, chunk_dtype, default_chunk_size, logits_
 
-ROWS_IN_CACHE_BYTES = 1 << 21
+ROWS_IN_CACHE_BYTES = 4 << 20
 """Element-wise work is done on this many bytes of logits at a time, so that it stays in cache."""
 
 
@@ -73,23 +73,19 @@ def target_scores(
     buffer = flat.new_empty(min(size, len(rows)), width, dtype=dtype)
     scratch = flat.new_empty(min(rows_in_cache(width, dtype), len(rows)), width, dtype=dtype)
     for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        logits = logits_(flat[chunk].to(dtype), head, buffer[: len(chunk)])
-        for part, lines in enumerate(logits.split(max(1, len(scratch)))):
-            first = start + part * len(scratch)
-            at = slice(first, first + len(lines))
-            space = scratch[: len(lines)]
-            picked = lines.gather(-1, ids[at, None]).squeeze(-1)
-            top = top_k_ids(lines, keep) if keep else None
-            logp[rows[at]] = picked - log_normaliser(lines, space)
-            if temperature != 1.0:
-                lines /= temperature
-                picked /= temperature
-            normaliser = log_normaliser(lines, space)
-            loss_logp[rows[at]] = picked - normaliser
-            if top is not None:
-                top_ids[at] = top.int()
-                top_logp[at] = lines.gather(-1, top) - normaliser[:, None]
+        at = slice(start, start + size)
+        logits = logits_(flat[rows[at]].to(dtype), head, buffer[: len(rows[at])])
+        top = top_k_ids(logits, max(1, keep))
+        picked = logits.gather(-1, ids[at, None]).squeeze(-1)
+        logp[rows[at]] = loss_logp[rows[at]] = picked - _log_normaliser(logits, top, scratch)
+        if temperature != 1.0:
+            logits /= temperature
+            loss_logp[rows[at]] = picked / temperature - _log_normaliser(logits, top, scratch)
+        if keep:
+            top_ids[at] = top.int()
+            # log p = log p(y) + z - z(y): one normaliser serves the support as well.
+            offset = loss_logp[rows[at]] - logits.gather(-1, ids[at, None]).squeeze(-1)
+            top_logp[at] = logits.gather(-1, top) + offset[:, None]
     return TargetScores(
         logp=logp.view_as(mask),
         loss_logp=loss_logp.view_as(mask),
@@ -99,11 +95,17 @@ def target_scores(
     )
 
 
-def log_normaliser(logits: Tensor, scratch: Tensor) -> Tensor:
-    """log sum_v exp(logits), without an allocation of that size.  [C, V] -> [C]"""
-    greatest = logits.amax(-1)
+def _log_normaliser(logits: Tensor, top: Tensor, scratch: Tensor) -> Tensor:
+    """log sum_v exp(logits) of rows whose most probable id is top[:, 0].  [C, V] -> [C]"""
+    first = top[:, :1]
+    greatest = torch.cat(
+        [
+            torch.softmax(lines, -1, out=scratch[: len(lines)]).gather(-1, at)
+            for lines, at in zip(logits.split(len(scratch)), first.split(len(scratch)), strict=True)
+        ]
+    )
     # The greatest probability is exp(0) / sum, at least 1 / V: it cannot underflow.
-    return greatest - torch.softmax(logits, -1, out=scratch).amax(-1).log()
+    return (logits.gather(-1, first) - greatest.log()).squeeze(-1)
 
 
 def rows_in_cache(width: int, dtype: torch.dtype) -> int:

@@ -10,6 +10,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Width x height above which a picture is refused before it is decoded."""
+MAX_ASPECT = 20
+"""Longer side over shorter above which a picture is refused: the processor and qwen-vl-utils then
+resize differently, so what a place means would depend on who resized."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
@@ -26,7 +29,8 @@ def load_picture(
         max_pixels: limit on width x height of the stored picture.
 
     Raises:
-        ValueError: missing, truncated, not a picture, animated, over the limit, outside `root`.
+        ValueError: missing, truncated, not a picture, animated, over the limit, too thin, or
+            outside `root`.
     """
     if isinstance(source, Image.Image):
         _check_size("a picture in memory", source, max_pixels)
@@ -90,6 +94,11 @@ def _check_size(name: str, image: Image.Image, max_pixels: int) -> None:
         raise ValueError(f"{name} is empty: {width} x {height} pixels")
     if width * height > max_pixels:
         raise ValueError(f"{name} has {width} x {height} pixels, over the limit of {max_pixels}")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(
+            f"{name} has {width} x {height} pixels; sides of more than {MAX_ASPECT}:1 are refused: "
+            "cut or pad it"
+        )
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -78,6 +78,12 @@ def test_the_limit_is_checked_before_decoding() -> None:
         load_picture(Image.new("RGB", (4, 3)), max_pixels=11)
 
 
+def test_too_thin_a_picture_is_refused() -> None:
+    assert load_picture(Image.new("RGB", (60, 3))).size == (60, 3)
+    with pytest.raises(ValueError, match=r"61 x 3 pixels; sides of more than 20:1"):
+        load_picture(Image.new("RGB", (61, 3)))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,5 +1,6 @@
 """The preview page and the validator: what they show, escape and count."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from PIL import Image
+from tiny import processor
 
 from dopd_vlm.data.preview import preview_page, readable_prompts
 from dopd_vlm.data.rows import read_rows
@@ -78,6 +80,25 @@ def test_the_preview_script_writes_the_page(tmp_path) -> None:
     assert outline.tags["article"] == 2
     bad = subprocess.run([*command, "--annotations", "boks"], capture_output=True, text=True)
     assert bad.returncode == 2 and "near: boxes" in bad.stderr
+
+
+def test_the_preview_script_shows_a_model_s_own_tokens(tmp_path) -> None:
+    processor().save_pretrained(tmp_path / "model")
+    rows = [{"uid": "a", "images": ["a.png"], "question": "which ?",
+             "annotations": {"captions": ["red"]}}]  # fmt: skip
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = [
+        sys.executable, str(ROOT / "scripts" / "preview.py"), str(tmp_path), "--annotations",
+        "captions", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "p.html"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert page.count("&lt;|image_pad|&gt;</b> x 12 ") == 2  # 64 x 48 pixels in patches of 16
+    assert page.count('<b class="token">&lt;|im_start|&gt;</b>assistant') == 2
+    counts = [int(count) for count in re.findall(r", (\d+) tokens", page)]
+    assert counts[1] - counts[0] == len("\n\nReference:\n" + "captions:\nred")
 
 
 def test_the_validator_counts_and_names_what_is_wrong() -> None:

@@ -181,15 +181,26 @@ def top_k_ids(scores: Tensor, k: int) -> Tensor:
     k = min(k, vocab)
     rows = scores.reshape(-1, vocab)
     if k == vocab:
-        return rows.sort(dim=-1, descending=True, stable=True).indices.view(*scores.shape[:-1], k)
+        return _ordered(rows).view(*scores.shape[:-1], k)
     values, ids = _blockwise_top(rows, k + 1) if vocab > 4 * BLOCK * k else rows.topk(k + 1, -1)
-    tied = values[:, k] == values[:, k - 1]
-    ids = ids[:, :k].sort(-1).values
+    ids = ids[:, :k]
+    is_equal = values[:, 1:] == values[:, :-1]
+    inner = is_equal[:, :-1].any(-1)
+    if inner.any():
+        ids[inner] = _ordered(rows[inner], ids[inner])
+    boundary = is_equal[:, -1]
+    if boundary.any():
+        ids[boundary] = _ordered(rows[boundary])[:, :k]
+    return ids.reshape(*scores.shape[:-1], k)
+
+
+def _ordered(rows: Tensor, ids: Tensor | None = None) -> Tensor:
+    """The ids (None: all) of each row by falling value, then rising id."""
+    if ids is None:
+        return rows.sort(dim=-1, descending=True, stable=True).indices
+    ids = ids.sort(-1).values
     order = rows.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
-    ids = ids.gather(-1, order)
-    if tied.any():
-        ids[tied] = rows[tied].sort(dim=-1, descending=True, stable=True).indices[:, :k]
-    return ids.view(*scores.shape[:-1], k)
+    return ids.gather(-1, order)
 
 
 def _blockwise_top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -197,8 +208,9 @@ def _blockwise_top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     whole = rows.shape[-1] // BLOCK * BLOCK
     blocks = rows[:, :whole].unflatten(-1, (-1, BLOCK))
     chosen = blocks.amax(-1).topk(k, -1, sorted=False).indices
-    ids = (chosen[..., None] * BLOCK + torch.arange(BLOCK, device=rows.device)).flatten(-2)
-    rest = torch.arange(whole, rows.shape[-1], device=rows.device).expand(len(rows), -1)
-    ids = torch.cat([ids, rest], -1)
-    values, order = rows.gather(-1, ids).topk(k, -1)
-    return values, ids.gather(-1, order)
+    lines = torch.arange(len(rows), device=rows.device)[:, None]
+    candidates = torch.cat([blocks[lines, chosen].flatten(-2), rows[:, whole:]], -1)
+    values, at = candidates.topk(k, -1)
+    block = chosen.gather(-1, (at // BLOCK).clamp(max=k - 1))
+    # Candidates after the blocks are the row's last V mod BLOCK entries.
+    return values, torch.where(at < k * BLOCK, block * BLOCK + at % BLOCK, whole + at - k * BLOCK)

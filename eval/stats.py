@@ -18,7 +18,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """Mean of a - b over the same questions, its standard error and the two-sided normal p-value."""
+    """Mean of a - b over the same questions, its stderr and the two-sided normal p-value."""
 
     value: float
     stderr: float
@@ -43,9 +43,9 @@ def mean(values: Sequence[float]) -> Estimate:
 def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
     """The mean over questions, whose errors may be correlated within a cluster.
 
-    stderr = sqrt(G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2) / n for G clusters; with clusters of
-    one this is the closed form of independent questions (Miller 2024, arXiv 2411.00640, but for
-    the factor G / (G - 1)).
+    stderr = sqrt(G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2) / n for G clusters; with
+    clusters of one this is the closed form of independent questions (Miller 2024, arXiv
+    2411.00640, but for the factor G / (G - 1)).
     """
     n = len(values)
     if n == 0:

@@ -3,8 +3,10 @@
 `dopd_vlm` knows neither rows nor benchmarks, and `data` and `eval` are strangers; they meet here.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +17,9 @@ from dopd_vlm.data.embedded import embedded_model, embedded_rows, is_embedded
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import check_choices, make_sample
 from dopd_vlm.types import Sample
+
+# scripts/evaluate.py would stand in for the library `evaluate`, which dopd_vlm.eval imports.
+sys.path.sort(key=lambda entry: Path(entry or ".").resolve() == Path(__file__).parent.resolve())
 
 
 class LazySamples(Sequence[Sample]):

@@ -1,0 +1,77 @@
+"""Sample records -> Results."""
+
+from collections.abc import Mapping, Sequence
+
+from dopd_vlm.types import Sample, ViewName
+
+from .benchmarks import Benchmark
+from .results import Results
+from .scorers import Accuracy
+from .stats import pass_at_k
+from .store import Record
+
+
+def aggregate(
+    task: Benchmark,
+    view: ViewName,
+    model: str,
+    samples: Sequence[Sample],
+    records: Sequence[Record],
+) -> Results:
+    """Means over questions of the records' `accuracy`, with rates over completions."""
+    by_uid: dict[str, list[float]] = {sample.uid: [] for sample in samples}
+    for record in records:
+        by_uid[record["uid"]].append(record["accuracy"])
+    per_question = {uid: sum(scores) / len(scores) for uid, scores in by_uid.items()}
+    clusters = _labels(samples, task.cluster)
+    keys = [clusters.get(uid, uid) for uid in per_question]
+    found = Accuracy().compute(predictions=list(per_question.values()), references=keys)
+    assert found is not None
+    num_generations = len(records) // len(samples)
+    return Results(
+        name=task.name,
+        view=view,
+        model=model,
+        accuracy=found["accuracy"],
+        stderr=found["accuracy_stderr"],
+        n=len(per_question),
+        num_generations=num_generations,
+        unparsed_rate=_share([r["filtered_resps"][0] is None for r in records]),
+        truncated_rate=_share([r["finish_reason"] == "length" for r in records]),
+        error_rate=_share([r["filter"].startswith("error") for r in records]),
+        per_question=per_question,
+        clusters=clusters,
+        categories=_by_label(per_question, _labels(samples, task.category)),
+        pass_at=_pass_at(by_uid, num_generations),
+        mean_tokens=_share([r["num_tokens"] for r in records]),
+    )
+
+
+def _labels(samples: Sequence[Sample], key: str | None) -> dict[str, str]:
+    if key is None:
+        return {}
+    return {sample.uid: str(sample.source[key]) for sample in samples if key in sample.source}
+
+
+def _by_label(per_question: Mapping[str, float], labels: Mapping[str, str]) -> dict[str, float]:
+    groups: dict[str, list[float]] = {}
+    for uid, label in labels.items():
+        groups.setdefault(label, []).append(per_question[uid])
+    return {label: sum(scores) / len(scores) for label, scores in sorted(groups.items())}
+
+
+def _pass_at(by_uid: Mapping[str, Sequence[float]], num_generations: int) -> dict[str, float]:
+    """k = 1, 2, 4, ... up to the number of completions, for scores of 0 or 1."""
+    if num_generations == 1 or any(
+        s not in (0.0, 1.0) for scores in by_uid.values() for s in scores
+    ):
+        return {}
+    sizes = [2**i for i in range(num_generations.bit_length())]
+    return {
+        f"pass@{k}": _share([pass_at_k(len(s), int(sum(s)), k) for s in by_uid.values()])
+        for k in sizes
+    }
+
+
+def _share(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

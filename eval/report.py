@@ -1,0 +1,131 @@
+"""Tables of evaluation results: for the console and as Markdown."""
+
+import math
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from .results import Results, privilege_gap
+from .stats import mcnemar, paired_difference
+
+COLUMNS = ("task", "metric", "plain", "privileged", "gap", "n", "unparsed", "truncated", "errors")
+COMPARE_COLUMNS = (
+    "task",
+    "view",
+    "A",
+    "B",
+    "A - B",
+    "p (paired)",
+    "only A",
+    "only B",
+    "p (McNemar)",
+)
+
+
+def table(results: Sequence[Results], title: str = "") -> Table:
+    """One line a task: percent with standard errors in both views, the gap, and the rates."""
+    return _rich(COLUMNS, _lines(results), title)
+
+
+def markdown(results: Sequence[Results]) -> str:
+    """The same table as Markdown."""
+    return _markdown(COLUMNS, _lines(results))
+
+
+def comparison_table(a: Sequence[Results], b: Sequence[Results]) -> Table:
+    """Paired differences of two evaluations, for the console."""
+    return _rich(COMPARE_COLUMNS, _comparisons(a, b), "")
+
+
+def comparison_markdown(a: Sequence[Results], b: Sequence[Results]) -> str:
+    """Paired differences of two evaluations on their common tasks and views, as Markdown.
+
+    Raises:
+        ValueError: nothing in common, or other questions in the same task.
+    """
+    return _markdown(COMPARE_COLUMNS, _comparisons(a, b))
+
+
+def _lines(results: Sequence[Results]) -> list[list[str]]:
+    lines = []
+    for name in dict.fromkeys(found.name for found in results):
+        views = {found.view: found for found in results if found.name == name}
+        plain, privileged = views.get("plain"), views.get("privileged")
+        shown = [found for found in (plain, privileged) if found is not None]
+        gap = privilege_gap(plain, privileged) if plain and privileged else None
+        lines.append(
+            [
+                name,
+                shown[0].metric,
+                _score(plain),
+                _score(privileged),
+                _signed(gap["privilege_gap"], gap["privilege_gap_stderr"]) if gap else "-",
+                str(shown[0].n),
+                " / ".join(_percent(found.unparsed_rate) for found in shown),
+                " / ".join(_percent(found.truncated_rate) for found in shown),
+                " / ".join(_percent(found.error_rate) for found in shown),
+            ]
+        )
+    return lines
+
+
+def _comparisons(a: Sequence[Results], b: Sequence[Results]) -> list[list[str]]:
+    others = {(found.name, found.view): found for found in b}
+    pairs = [(one, others[one.name, one.view]) for one in a if (one.name, one.view) in others]
+    if not pairs:
+        raise ValueError(
+            f"nothing to compare: A has {_titles(a)}, B has {_titles(b)}; evaluate the same tasks"
+        )
+    return [_comparison(one, other) for one, other in pairs]
+
+
+def _comparison(one: Results, other: Results) -> list[str]:
+    difference = paired_difference(one.per_question, other.per_question, one.clusters or None)
+    row = [
+        one.name,
+        one.view,
+        _score(one),
+        _score(other),
+        _signed(difference.value, difference.stderr),
+        f"{difference.p_value:.3g}",
+    ]
+    if one.num_generations > 1 or other.num_generations > 1:
+        return [*row, "-", "-", "-"]
+    test = mcnemar(one.per_question, other.per_question)
+    return [*row, str(test.only_a), str(test.only_b), f"{test.p_value:.3g}"]
+
+
+def _titles(results: Sequence[Results]) -> str:
+    return ", ".join(f"{found.name} ({found.view})" for found in results) or "nothing"
+
+
+def _score(found: Results | None) -> str:
+    if found is None:
+        return "-"
+    return f"{100 * found.accuracy:.1f}{_error(found.stderr)}"
+
+
+def _signed(value: float, stderr: float) -> str:
+    return f"{100 * value:+.1f}{_error(stderr)}"
+
+
+def _error(stderr: float) -> str:
+    return "" if math.isnan(stderr) else f" +- {100 * stderr:.1f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _rich(columns: Sequence[str], lines: Sequence[Sequence[str]], title: str) -> Table:
+    made = Table(title=title or None)
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="right" if index > 1 else "left")
+    for line in lines:
+        made.add_row(*line)
+    return made
+
+
+def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(columns)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, rule, *lines)) + "\n"

@@ -168,7 +168,7 @@ def _from_table(table: Any, name: str, split: str | None, root: str | Path | Non
     positions = None
     if split is not None:
         metas = table["meta"] if "meta" in table.column_names else [None] * len(table)
-        positions = _of_split([(meta or {}).get("split") for meta in metas], split, name)
+        positions = _of_split([_split_of(meta) for meta in metas], split, name)
     return Rows(table, name, None if root is None else str(root), uids, positions)
 
 
@@ -209,12 +209,17 @@ def _checked(
     uids = unique_uids((row.get("uid") for row in listed), name, "row")
     made = []
     for index, (row, uid) in enumerate(zip(listed, uids, strict=True)):
-        line = (row.get("origin") or {}).get("line", index + 1)
+        origin = row.get("origin")
+        line = origin.get("line", index + 1) if isinstance(origin, Mapping) else index + 1
         made.append({**row, "uid": uid, "origin": {"file": name, "line": line, "root": root}})
     if split is None:
         return made
-    splits = [(row.get("meta") or {}).get("split") for row in made]
+    splits = [_split_of(row.get("meta")) for row in made]
     return [made[position] for position in _of_split(splits, split, name)]
+
+
+def _split_of(meta: Any) -> str | None:
+    return meta.get("split") if isinstance(meta, Mapping) else None
 
 
 def _of_split(splits: Sequence[Any], split: str, name: str) -> list[int]:

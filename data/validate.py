@@ -9,7 +9,7 @@ from typing import Any
 from .annotations import annotation_type, type_names
 from .questions import parse_json
 from .texts import disclosed
-from .views import Skipped, make_sample
+from .views import Skipped, make_sample, origin_of
 
 MAX_LISTED = 20
 """Problems that the data card lists; all are counted."""
@@ -56,7 +56,7 @@ def validate(rows: Sequence[Mapping[str, Any]], annotations: Sequence[str] | Non
             chosen = sorted(held & known if annotations is None else set(annotations))
             sample = make_sample(row, chosen, coords="pixel")
         except ValueError as error:
-            file = str((row.get("origin") or {}).get("file") or "")
+            file = str(origin_of(row).get("file") or "")
             problems.append(Skipped(uid=str(row.get("uid")), file=file, reason=str(error)))
             continue
         coverage.update(held & known)

@@ -66,7 +66,7 @@ def make_sample(
     """
     chosen = check_choices(annotations)
     check_family(coords)
-    root = root if root is not None else _origin(row).get("root")
+    root = root if root is not None else origin_of(row).get("root")
     try:
         return _sample(row, chosen, root, coords, resize, max_pixels)
     except ValueError as error:
@@ -91,7 +91,7 @@ def make_samples(
         try:
             samples.append(make_sample(row, annotations, **options))
         except ValueError as error:
-            file = str(_origin(row).get("file") or "")
+            file = str(origin_of(row).get("file") or "")
             skipped.append(Skipped(uid=uid_of(row), file=file, reason=str(error)))
     return samples, skipped
 
@@ -140,7 +140,7 @@ def _sample(
         text = annotation_type(name).describe(values[name], frame) if form != "drawn" else ""
         texts.append(section(name, text) if text else "")
     meta = _object(row.get("meta"), "meta")
-    origin = {key: value for key, value in _origin(row).items() if key in ("file", "line")}
+    origin = {key: value for key, value in origin_of(row).items() if key in ("file", "line")}
     return Sample(
         uid=uid_of(row),
         question=question.text,
@@ -236,12 +236,14 @@ def _object(value: Any, field: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _origin(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    return row.get("origin") or {}
+def origin_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where `read_rows` took the row from: `file`, `line`, `root`; empty for other rows."""
+    origin = row.get("origin")
+    return origin if isinstance(origin, Mapping) else {}
 
 
 def _where(row: Mapping[str, Any]) -> str:
-    origin = _origin(row)
+    origin = origin_of(row)
     if not origin.get("file"):
         return ""
     line = f" line {origin['line']}" if origin.get("line") else ""

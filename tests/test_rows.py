@@ -141,6 +141,15 @@ def test_image_folder_columns_are_understood(tmp_path) -> None:
     assert [row["images"] for row in read_rows(tmp_path)] == [["a.png"], ["b.png"]]
 
 
+@pytest.mark.parametrize("odd", [3, "x", [1], None])
+def test_odd_meta_and_origin_of_a_row_do_no_harm(tmp_path, odd) -> None:
+    rows = [{"uid": "a", "meta": odd, "origin": odd}, {"uid": "b", "meta": {"split": "test"}}]
+    write_jsonl(tmp_path / "r.jsonl", rows)
+    for source in (rows, tmp_path / "r.jsonl"):
+        assert [row["uid"] for row in read_rows(source, split="test")] == ["b"]
+        assert read_rows(source)[0]["origin"]["line"] == 1
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -133,6 +133,42 @@ def test_no_type_in_any_form_changes_the_plain_view(name) -> None:
         assert plain_side(make_sample(row(), [(name, form)])) == base
 
 
+FIELDS = [
+    "uid", "images", "question", "messages", "choices", "system", "answer", "answer_type",
+    "annotations", "teacher_images", "privileged_context", "meta", "origin",
+]  # fmt: skip
+TYPED = [name for name in type_names() if name != "answer"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=5))
+def test_any_json_for_any_field_makes_a_sample_or_a_value_error(fields) -> None:
+    samples, skipped = make_samples([row(**fields)], EVERYTHING)
+    assert len(samples) + len(skipped) == 1
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(TYPED),
+        json_values
+        | st.lists(
+            st.dictionaries(
+                st.sampled_from(["bbox", "point", "segmentation", "label", "image", "text"]),
+                json_values,
+            ),
+            max_size=2,
+        ),
+        min_size=1,
+    )
+)
+def test_any_json_for_any_type_makes_a_sample_or_a_value_error(annotations) -> None:
+    samples, skipped = make_samples(
+        [row(annotations=annotations)], [(n, forms(n)[-1]) for n in TYPED]
+    )
+    assert len(samples) + len(skipped) == 1
+
+
 def test_messages_give_system_history_question_and_answer() -> None:
     turns = [
         {"role": "system", "content": "be brief"},

@@ -16,6 +16,8 @@ from .drawing import draw_boxes
 
 EDGE_TOLERANCE = 0.5
 """Pixels by which a box may leave the picture and is clipped: rounding of other tools."""
+MAX_ENTRIES = 1000
+"""Annotations of one type in a row; more are a mistake, or a prompt that no model reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ def entries(raw: Any) -> list[Mapping[str, Any]]:
         return []
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         raise ValueError(f"must be a list of objects, got {type(raw).__name__}")
+    if len(raw) > MAX_ENTRIES:
+        raise ValueError(f"must be at most {MAX_ENTRIES} objects, got {len(raw)}")
     for index, entry in enumerate(raw):
         if not isinstance(entry, Mapping):
             raise ValueError(f"[{index}] must be an object, got {entry!r}")

@@ -181,6 +181,13 @@ def test_a_box_half_a_pixel_outside_is_clipped() -> None:
     assert box.xyxy == (0, 0, 120, 70)
 
 
+def test_thousands_of_annotations_are_refused() -> None:
+    box = EXAMPLES["boxes"][0]
+    assert len(TYPES["boxes"].parse([box] * 1000, SIZES)) == 1000
+    with pytest.raises(ValueError, match="at most 1000 objects, got 10000"):
+        TYPES["boxes"].parse([box] * 10_000, SIZES)
+
+
 @given(st.floats(0, 119), st.floats(0, 69), st.floats(0.01, 200), st.floats(0.01, 200))
 def test_any_box_is_inside_or_refused_and_draws(x, y, w, h) -> None:
     kind = TYPES["boxes"]

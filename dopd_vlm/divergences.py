@@ -166,23 +166,22 @@ def with_tail_bucket(logp: Tensor) -> Tensor:
     return torch.cat([logp, (-mass.expm1()).log()], -1)
 
 
-BLOCK = 32
-"""Width of the blocks of the two-level search in `top_k_ids`."""
+FOLD = 8
+"""Entries per block of the search in `top_k_ids`."""
 
 
 @torch.no_grad()
 def top_k_ids(scores: Tensor, k: int) -> Tensor:
     """Ids of the k greatest entries, greatest first, ties by the lowest id.  [..., V] -> [..., k]
 
-    Two levels: the k + 1 greatest entries lie in the k + 1 blocks with the greatest maxima, so
-    only these are searched. Where the k-th and the next entry are equal, the row is sorted stably.
+    Exact for every input; a row whose k-th and next entry are equal is sorted whole.
     """
     vocab = scores.shape[-1]
     k = min(k, vocab)
     rows = scores.reshape(-1, vocab)
     if k == vocab:
         return _ordered(rows).view(*scores.shape[:-1], k)
-    values, ids = _blockwise_top(rows, k + 1) if vocab > 4 * BLOCK * k else rows.topk(k + 1, -1)
+    values, ids = _folded_top(rows, k + 1)
     ids = ids[:, :k]
     is_equal = values[:, 1:] == values[:, :-1]
     inner = is_equal[:, :-1].any(-1)
@@ -203,14 +202,21 @@ def _ordered(rows: Tensor, ids: Tensor | None = None) -> Tensor:
     return ids.gather(-1, order)
 
 
-def _blockwise_top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk of rows [C, V], reading V once."""
-    whole = rows.shape[-1] // BLOCK * BLOCK
-    blocks = rows[:, :whole].unflatten(-1, (-1, BLOCK))
-    chosen = blocks.amax(-1).topk(k, -1, sorted=False).indices
-    lines = torch.arange(len(rows), device=rows.device)[:, None]
-    candidates = torch.cat([blocks[lines, chosen].flatten(-2), rows[:, whole:]], -1)
-    values, at = candidates.topk(k, -1)
-    block = chosen.gather(-1, (at // BLOCK).clamp(max=k - 1))
-    # Candidates after the blocks are the row's last V mod BLOCK entries.
-    return values, torch.where(at < k * BLOCK, block * BLOCK + at % BLOCK, whole + at - k * BLOCK)
+def _folded_top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk of rows [C, V], reading V once.
+
+    The k greatest entries lie in the k blocks with the greatest maxima, so that only these blocks
+    are searched, and the maxima likewise. A block is FOLD entries, V // FOLD apart: its maxima are
+    element-wise over whole lines.
+    """
+    stride = rows.shape[-1] // FOLD
+    if stride <= k:
+        return rows.topk(k, -1)
+    whole = FOLD * stride
+    _, blocks = _folded_top(rows[:, :whole].unflatten(-1, (FOLD, stride)).amax(1), k)
+    starts = torch.arange(0, whole, stride, device=rows.device)
+    ids = (blocks[:, None, :] + starts[:, None]).flatten(1)
+    rest = torch.arange(whole, rows.shape[-1], device=rows.device).expand(len(rows), -1)
+    ids = torch.cat([ids, rest], -1)
+    values, at = rows.gather(-1, ids).topk(k, -1)
+    return values, ids.gather(-1, at)

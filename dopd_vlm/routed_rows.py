@@ -129,27 +129,46 @@ class _Work:
         ]
         size = plan.chunk_size or default_chunk_size(plan.width, plan.dtype, hidden.device)
         self.chunk_size = max(1, min(size, num_rows))
-        sides = 1 + any(needs_target_logits(group.route) for group in plan.groups)
         empty = self.hidden.new_empty
-        self.logits = empty((sides, self.chunk_size, plan.width), dtype=plan.dtype)
+        self.logits = empty((self.chunk_size, plan.width), dtype=plan.dtype)
+        deep = [len(g.rows) for g in plan.groups if needs_target_logits(g.route)]
+        side = min(self.chunk_size, max(deep, default=0))
+        self.target_logits = empty((side, plan.width), dtype=plan.dtype)
         lines = min(self.chunk_size, rows_in_cache(plan.width, plan.dtype))
         self.scratch = empty((3, lines, plan.width), dtype=plan.dtype)
 
     def run_(self) -> None:
-        """All rows of all groups."""
+        """All rows, group after group, in chunks that may hold several groups."""
+        chunk: list[tuple[Group, Tensor]] = []
+        room = self.chunk_size
         for group in self.plan.groups:
-            for rows in group.rows.split(self.chunk_size):
-                self.chunk_(group, rows)
+            rows = group.rows
+            while len(rows):
+                chunk.append((group, rows[:room]))
+                rows, room = rows[room:], room - len(rows[:room])
+                if not room:
+                    self._chunk_(chunk)
+                    chunk, room = [], self.chunk_size
+        if chunk:
+            self._chunk_(chunk)
 
-    def chunk_(self, group: Group, rows: Tensor) -> None:
-        """Value, entropy and gradients of one chunk of a group's rows."""
+    def _chunk_(self, parts: list[tuple[Group, Tensor]]) -> None:
         plan, head = self.plan, self.plan.head
+        rows = torch.cat([part for _, part in parts])
         hidden = self.hidden[plan.positions[rows]].to(plan.dtype)
-        logits = logits_(hidden, head, self.logits[0, : len(rows)])
+        logits = logits_(hidden, head, self.logits[: len(rows)])
         slope = softcap_slope(logits, head)
-        target_logits = self._target_logits_(group, rows)
         if plan.temperature != 1.0:
             logits /= plan.temperature
+        sizes = [len(part) for _, part in parts]
+        for (group, part), own in zip(parts, logits.split(sizes), strict=True):
+            self._part_(group, part, own)
+        if slope is not None:
+            logits *= slope
+        self._accumulate_(rows, hidden, logits)
+
+    def _part_(self, group: Group, rows: Tensor, logits: Tensor) -> None:
+        target_logits = self._target_logits_(group, rows)
         lines = self.scratch.shape[1]
         for start in range(0, len(rows), lines):
             at = slice(start, start + lines)
@@ -157,16 +176,13 @@ class _Work:
             result = self._lines_(group, rows[at], logits[at], target)
             self.value[rows[at]] = result.value
             self.entropy[rows[at]] = result.entropy
-        if slope is not None:
-            logits *= slope
-        self._accumulate_(rows, hidden, logits)
 
     def _target_logits_(self, group: Group, rows: Tensor) -> Tensor | None:
         if not needs_target_logits(group.route):
             return None
         assert group.target.hidden is not None and group.target.head is not None
         hidden = group.target.hidden.flatten(0, 1)[self.plan.positions[rows]].to(self.plan.dtype)
-        logits = logits_(hidden, group.target.head, self.logits[1, : len(rows)])
+        logits = logits_(hidden, group.target.head, self.target_logits[: len(rows)])
         return logits if self.plan.temperature == 1.0 else logits.div_(self.plan.temperature)
 
     def _lines_(

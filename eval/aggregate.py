@@ -6,7 +6,6 @@ from dopd_vlm.types import Sample, ViewName
 
 from .benchmarks import Benchmark
 from .results import Results
-from .scorers import Accuracy
 from .stats import pass_at_k
 from .store import Record
 
@@ -19,6 +18,9 @@ def aggregate(
     records: Sequence[Record],
 ) -> Results:
     """Means over questions of the records' `accuracy`, with rates over completions."""
+    # Here, since `import evaluate` at the start of scripts/evaluate.py would find that script.
+    from .accuracy import Accuracy
+
     by_uid: dict[str, list[float]] = {sample.uid: [] for sample in samples}
     for record in records:
         by_uid[record["uid"]].append(record["accuracy"])
@@ -42,6 +44,7 @@ def aggregate(
         per_question=per_question,
         clusters=clusters,
         categories=_by_label(per_question, _labels(samples, task.category)),
+        all_right=_all_right(task.all_right, per_question, clusters),
         pass_at=_pass_at(by_uid, num_generations),
         mean_tokens=_share([r["num_tokens"] for r in records]),
     )
@@ -50,7 +53,11 @@ def aggregate(
 def _labels(samples: Sequence[Sample], key: str | None) -> dict[str, str]:
     if key is None:
         return {}
-    return {sample.uid: str(sample.source[key]) for sample in samples if key in sample.source}
+    return {
+        sample.uid: str(sample.source[key])
+        for sample in samples
+        if sample.source.get(key) is not None
+    }
 
 
 def _by_label(per_question: Mapping[str, float], labels: Mapping[str, str]) -> dict[str, float]:
@@ -58,6 +65,17 @@ def _by_label(per_question: Mapping[str, float], labels: Mapping[str, str]) -> d
     for uid, label in labels.items():
         groups.setdefault(label, []).append(per_question[uid])
     return {label: sum(scores) / len(scores) for label, scores in sorted(groups.items())}
+
+
+def _all_right(
+    name: str | None, per_question: Mapping[str, float], clusters: Mapping[str, str]
+) -> dict[str, float]:
+    if name is None or not clusters:
+        return {}
+    groups: dict[str, list[bool]] = {}
+    for uid, cluster in clusters.items():
+        groups.setdefault(cluster, []).append(per_question[uid] == 1.0)
+    return {name: _share([all(group) for group in groups.values()])}
 
 
 def _pass_at(by_uid: Mapping[str, Sequence[float]], num_generations: int) -> dict[str, float]:

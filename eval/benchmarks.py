@@ -14,6 +14,23 @@ from dopd_vlm.prompts import PromptTemplate
 from .scorers import SCORERS
 
 TASKS = Path(__file__).parent / "tasks"
+ANSWER_FORMS = ("plain", "index", "option", "hashes", "parens", "first_choice", "tests")
+"""Letter or value as it is; number of the option; text of the option; behind `####`; `(A)`; the
+right option before the wrong ones, in which case the order is drawn per question; prompt, tests and
+entry point of a program."""
+SUITES = {
+    "paper_vlm": (
+        "realworldqa",
+        "mmstar",
+        "mathvision",
+        "dynamath",
+        "logicvista",
+        "mmmu",
+        "mmmu_pro",
+    ),
+    "paper_llm": ("ceval", "math500", "aime25", "zebralogic_mc"),
+}
+"""The paper's benchmarks that have a plain table of rows and a rule-based metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +75,12 @@ class Benchmark:
     """Configuration of a hub data set."""
     split: str | None = None
     """Split of a hub data set."""
-    format: str = "rows"
-    """`rows` for rows in the schema of this project, else a name in eval/schemas.py."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Our field -> the benchmark's column (or list of columns)."""
+    """Our field -> the benchmark's column (or columns); empty for rows in this project's schema."""
+    answer_form: str = "plain"
+    """How the answer column is written: one of ANSWER_FORMS."""
     answer_type: str = "text"
-    """Which scorer counts."""
+    """Which scorer counts; `row` takes each question's own."""
     scorer: Mapping[str, Any] = field(default_factory=dict)
     """Options of the scorer."""
     prompts: PromptTemplate = field(default_factory=PromptTemplate)
@@ -76,13 +93,20 @@ class Benchmark:
     """Key of `meta` whose equal values make questions dependent (a shared picture)."""
     category: str | None = None
     """Key of `meta` by which scores are also reported."""
+    all_right: str | None = None
+    """Name of a second metric: the share of clusters whose questions are all right."""
     paper: Mapping[str, float] = field(default_factory=dict)
     """Published numbers in percent, for reference: model or method -> accuracy."""
     access: str = ""
     """How to get rows that are gated or not on the hub."""
 
     def __post_init__(self) -> None:
-        if self.answer_type not in SCORERS:
+        if self.answer_form not in ANSWER_FORMS:
+            raise ValueError(
+                f"benchmark {self.name!r}: unknown answer_form {self.answer_form!r}; "
+                f"known: {', '.join(ANSWER_FORMS)}"
+            )
+        if self.answer_type != "row" and self.answer_type not in SCORERS:
             near = difflib.get_close_matches(self.answer_type, SCORERS, n=3) or list(SCORERS)
             raise ValueError(
                 f"benchmark {self.name!r}: unknown answer_type {self.answer_type!r}; "

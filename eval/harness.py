@@ -22,7 +22,7 @@ from .benchmarks import Benchmark, Generation, load_benchmark
 from .generators import Completion, Generate, halving, local_generator
 from .requests import Request, digest, make_requests, model_fingerprint
 from .results import Results, write_results
-from .scorers import Score, Scorer, scorer
+from .scorers import Score, Scorer, score, scorer
 from .store import Record, SampleStore
 
 SCORER_ERRORS = (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, OSError)
@@ -78,7 +78,7 @@ def evaluate(
     completions = _complete(
         mine, complete, settings, seed, batch_size, store, progress, f"{task.name} {view}"
     )
-    count = scorer(task.answer_type, **task.scorer)
+    count = _counter(task)
     records = [_record(r, chosen[r.doc_id], completions[r.key], count, view) for r in mine]
     if state.num_processes > 1:
         records = sorted(gather_object(records), key=lambda r: (r["doc_id"], r["sample_idx"]))
@@ -93,6 +93,13 @@ def evaluate(
         write_results([found], Path(out or "."), f"results_{task.name}__{view}.json")
     state.wait_for_everyone()
     return found
+
+
+def _counter(task: Benchmark) -> Scorer:
+    if task.answer_type != "row":
+        return scorer(task.answer_type, **task.scorer)
+    options = {"number": dict(task.scorer)}
+    return lambda text, sample: score(text, sample, **options.get(sample.answer_type, {}))
 
 
 def process_state() -> PartialState:

@@ -44,6 +44,8 @@ class Results:
     """Category -> accuracy."""
     pass_at: Mapping[str, float] = field(default_factory=dict)
     """`pass@k` -> unbiased estimate, k up to num_generations."""
+    all_right: Mapping[str, float] = field(default_factory=dict)
+    """Second metric -> share of clusters whose questions are all right."""
     mean_tokens: float = 0.0
     """Mean completion length in tokens."""
     samples_path: Path | None = None
@@ -125,6 +127,7 @@ def _row(key: str, found: Results, gap: Mapping[str, float]) -> dict[str, Any]:
         "scorer_error_rate": found.error_rate,
         "mean_completion_length": found.mean_tokens,
         **found.pass_at,
+        **found.all_right,
         **gap,
     }
     return {name: _finite(value) for name, value in row.items()}

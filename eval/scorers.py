@@ -8,16 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
-import evaluate
-
 from dopd_vlm.types import Sample
 
 from .choices import extract_choice, extract_choices, final_answer
 from .math_client import MathWorker, shared_worker
-from .stats import clustered_mean, mean
+from .sandbox import execute
 
-__all__ = ["SCORERS", "Accuracy", "Score", "extract_choice", "extract_choices", "score", "scorer"]
+__all__ = ["SCORERS", "Score", "extract_choice", "extract_choices", "score", "scorer"]
 
 NUMBER = re.compile(
     r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*%?"
@@ -171,39 +168,33 @@ def score_box(text: str, sample: Sample, *, threshold: float = 0.5) -> Score:
     )
 
 
+def score_code(text: str, sample: Sample, *, timeout: float = 10.0) -> Score:
+    """Whether the program passes its tests in the sandbox.
+
+    The sample's answer is a template of the whole program with `{completion}` where the code
+    goes. The code is the last fenced block, else the whole text.
+    """
+    answer = final_answer(text)
+    if answer is None:
+        return Score(correct=0.0, extracted=None, rule="unclosed_think")
+    blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)```", answer, re.DOTALL)
+    code = blocks[-1] if blocks else answer
+    if not code.strip():
+        return Score(correct=0.0, extracted=None, rule="unparsed")
+    if "{completion}" not in sample.answer:
+        raise ValueError(f"sample {sample.uid!r}: the answer must hold {{completion}}")
+    found = execute(sample.answer.replace("{completion}", code), timeout=timeout)
+    return Score(correct=float(found.passed), extracted=code, rule=found.reason)
+
+
 SCORERS: dict[str, Callable[..., Score]] = {
     "text": score_text,
     "choice": score_choice,
     "number": score_number,
     "math": score_math,
     "box": score_box,
+    "code": score_code,
 }
-
-
-class Accuracy(evaluate.Metric):
-    """Mean correctness with its standard error; predictions are scores, references cluster keys.
-
-    The error is clustered where references repeat. Never loaded by name: that needs a network.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(keep_in_memory=True, seed=0)
-
-    def _info(self) -> evaluate.MetricInfo:
-        value = datasets.Value
-        return evaluate.MetricInfo(
-            description="Mean correctness with a closed-form (clustered) standard error.",
-            citation="",
-            inputs_description="predictions: scores in [0, 1]; references: cluster keys.",
-            features=datasets.Features(
-                {"predictions": value("float64"), "references": value("string")}
-            ),
-        )
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[str]) -> dict[str, float]:  # type: ignore[override]
-        are_clustered = len(set(references)) < len(references)
-        found = clustered_mean(predictions, references) if are_clustered else mean(predictions)
-        return {"accuracy": found.value, "accuracy_stderr": found.stderr}
 
 
 def declared_answer(text: str) -> tuple[str | None, str]:

@@ -20,11 +20,13 @@ from rich.progress import Progress
 
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.data.embedded import embedded_model, is_embedded
+from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_samples
 from dopd_vlm.eval import report
-from dopd_vlm.eval.benchmarks import Benchmark, benchmark_names, load_benchmark
+from dopd_vlm.eval.benchmarks import SUITES, Benchmark, benchmark_names, load_benchmark
 from dopd_vlm.eval.harness import evaluate, process_state
 from dopd_vlm.eval.results import Results, read_results, write_results
+from dopd_vlm.eval.schemas import to_rows
 from dopd_vlm.models import load_policy
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.types import Sample
@@ -50,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("checkpoint", nargs="?", help="model folder, hub id or embedded:NAME")
     add("--tasks", default="", help="comma-separated names; --list shows them")
+    add("--suite", help=f"a set of tasks: {', '.join(SUITES)}")
     add("--view", default="plain", help="plain, privileged, or both with a comma")
     add("--annotations", help="what the privileged view shows, e.g. boxes:drawn,captions")
     add("--rows", help="file, folder or hub id of the rows, in place of the task's own")
@@ -79,7 +82,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     elif options.compare:
         a, b = map(read_results, options.compare)
         console.print(report.comparison_table(a, b))
-    elif not options.checkpoint or not options.tasks:
+    elif not options.checkpoint or not (options.tasks or options.suite):
         raise ValueError(
             "give a CHECKPOINT and --tasks NAME[,NAME...], or --list, or --compare A B"
         )
@@ -91,7 +94,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 def evaluate_all(options: argparse.Namespace, console: Console) -> list[Results]:
     """Every task in every view."""
-    tasks = [load_benchmark(name) for name in _listed(options.tasks)]
+    tasks = [load_benchmark(name) for name in task_names(options.tasks, options.suite)]
     path = options.checkpoint
     path = str(embedded_model(path)) if is_embedded(path) else path
     device = process_state().device or "cpu"
@@ -118,10 +121,17 @@ def evaluate_all(options: argparse.Namespace, console: Console) -> list[Results]
     return found
 
 
+def task_names(tasks: str, suite: str | None) -> list[str]:
+    """The named tasks and those of the suite."""
+    if suite is not None and suite not in SUITES:
+        raise ValueError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
+    return [*_listed(tasks), *(SUITES[suite] if suite else ())]
+
+
 def task_samples(task: Benchmark, options: argparse.Namespace, console: Console) -> list[Sample]:
     """The task's questions; rows that make none are counted and the first ones shown."""
     annotations = _annotations(options.annotations) or list(task.annotations)
-    rows = rows_of(options.rows or task.rows, None if options.rows else task.split)[: options.limit]
+    rows = to_rows(task, task_rows(task, options.rows)[: options.limit])
     samples, skipped = make_samples(rows, annotations, coords=options.coords)
     if skipped:
         console.print(
@@ -130,6 +140,17 @@ def task_samples(task: Benchmark, options: argparse.Namespace, console: Console)
         for one in skipped[:3]:
             console.print(f"  {one.reason}", markup=False)
     return samples
+
+
+def task_rows(task: Benchmark, source: str | None) -> Sequence[Mapping[str, Any]]:
+    """The task's rows as they are stored, or those of another source in the same schema."""
+    if source is not None or is_embedded(task.rows):
+        return rows_of(source or task.rows, None)
+    try:
+        return read_rows(task.rows, split=task.split, name=task.config)
+    except ValueError as error:
+        hint = task.access or "download it, or pass --rows FILE in the benchmark's own schema"
+        raise ValueError(f"task {task.name!r}: {error}; {hint}") from error
 
 
 def finish(found: Sequence[Results], out: Path | None, console: Console) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dopd_vlm.eval.benchmarks import Generation, benchmark_names, load_benchmark
+from dopd_vlm.eval.benchmarks import SUITES, Generation, benchmark_names, load_benchmark
 
 
 @pytest.mark.parametrize("name", benchmark_names())
@@ -41,6 +41,10 @@ def test_a_broken_task_file_says_what_is_wrong(tmp_path: Path, line: str, messag
     with pytest.raises(ValueError) as caught:
         load_benchmark(str(path))
     assert message in str(caught.value)
+
+
+def test_suites_hold_known_tasks() -> None:
+    assert {name for suite in SUITES.values() for name in suite} <= set(benchmark_names())
 
 
 def test_unknown_task_names_near_ones() -> None:

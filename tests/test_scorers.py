@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
+from dopd_vlm.eval.accuracy import Accuracy
 from dopd_vlm.eval.math_client import MathWorker
 from dopd_vlm.eval.scorers import (
     SCORERS,
-    Accuracy,
     declared_number,
     extract_choice,
     extract_choices,
@@ -143,7 +143,7 @@ def test_every_scorer_accepts_gold_bare_and_declared(kind: str, gold: str) -> No
 
 
 def test_every_scorer_has_a_gold_case() -> None:
-    assert {kind for kind, _ in GOLD} | {"code"} >= set(SCORERS)
+    assert {kind for kind, _ in GOLD} | {"code"} == set(SCORERS)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +236,34 @@ def test_a_hang_or_crash_costs_one_answer(body: str, rule: str) -> None:
             worker.close()
     finally:
         worker.close()
+
+
+PROGRAM = "{completion}\n\nassert add(2, 3) == 5\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "rule"),
+    [
+        ("def add(a, b): return a + b", "passed"),
+        ("text\n```python\ndef add(a, b):\n    return a + b\n```\nmore", "passed"),
+        ("def add(a, b): return a - b", "AssertionError"),
+        ("def add(a, b):\n    while True: pass", "timeout"),
+        ("x = bytearray(4 << 30)", "MemoryError"),
+        (
+            "import os; os.environ['PATH']; open('f', 'wb').write(b'x' * (4 << 20))",
+            "File too large",
+        ),
+        (
+            "import os\nassert not os.listdir('.')\nos.environ['SECRET']",
+            "KeyError",
+        ),
+        ("import sys\nsys.exit(3)", "exit status 3"),
+    ],
+)
+def test_code_runs_within_limits(code: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "1")
+    result = scorer("code", timeout=2.0)(code, sample(PROGRAM, "code"))
+    assert rule in result.rule and result.correct == float(rule == "passed")
 
 
 def test_bad_input_is_named() -> None:

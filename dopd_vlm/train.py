@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from rich.console import Console
 from transformers import get_cosine_schedule_with_warmup
@@ -229,6 +229,11 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         log_with=list(config.tracking) or None,
         project_dir=str(run_folder(config)),
     )
+
+
+def process_state() -> PartialState:
+    """This process among those of the run."""
+    return PartialState()
 
 
 def run_folder(config: RunConfig) -> Path:

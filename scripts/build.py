@@ -11,11 +11,19 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 from dopd_vlm.config import DataConfig, ModelConfig, RunConfig
 from dopd_vlm.data.embedded import embedded_model, embedded_rows, is_embedded
 from dopd_vlm.data.rows import read_rows
-from dopd_vlm.data.views import check_choices, make_sample
+from dopd_vlm.data.views import check_choices, make_sample, make_samples
+from dopd_vlm.eval.benchmarks import load_benchmark
+from dopd_vlm.eval.harness import evaluate
+from dopd_vlm.eval.results import Results
+from dopd_vlm.eval.schemas import to_rows
+from dopd_vlm.eval.scorers import score
+from dopd_vlm.eval.stats import paired_difference
+from dopd_vlm.models import Policy, load_policy
 from dopd_vlm.types import Sample
 
 # scripts/evaluate.py would stand in for the library `evaluate`, which dopd_vlm.eval imports.
@@ -70,3 +78,95 @@ def resolved(config: RunConfig) -> RunConfig:
 
 def _model(model: ModelConfig) -> ModelConfig:
     return replace(model, path=str(embedded_model(model.path))) if is_embedded(model.path) else model
+
+
+def score_answer(text: str, sample: Sample) -> float:
+    """Correctness of a completion by the sample's own answer type."""
+    return score(text, sample).correct
+
+
+class Evaluation:
+    """The recipe's benchmarks as a callable for the training loop; keeps what it found for the table."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.results: dict[tuple[str, str, str], Results] = {}
+        self._samples = {
+            name: benchmark_samples(name, config.data) for name in config.evaluation.tasks
+        }
+
+    def __call__(self, student: Policy, step: int, is_last: bool) -> dict[str, float]:
+        """{eval/<task>/<view>/<value>: number} of the student; the teacher's once, before step 1."""
+        if not self._samples:
+            return {}
+        metrics: dict[str, float] = {}
+        who = "before" if step == 0 else "after"
+        limit = self.config.evaluation.limit if step and not is_last else None
+        found = self._evaluate(student, limit)
+        if step == 0 or is_last:
+            self.results |= {(r.name, who, r.view): r for r in found}
+        for result in found:
+            metrics |= _metrics(f"eval/{result.name}/{result.view}", result)
+        if step == 0 and self.config.evaluation.teacher:
+            teacher = load_policy(self.config.teacher, device=student.device, trainable=False)
+            taught = self._evaluate(teacher, None)
+            self.results |= {(r.name, "teacher", r.view): r for r in taught}
+            for result in taught:
+                metrics |= _metrics(f"teacher/{result.name}/{result.view}", result)
+        return metrics
+
+    def _evaluate(self, policy: Policy, limit: int | None) -> list[Results]:
+        return [
+            evaluate(
+                policy,
+                name,
+                view=view,
+                samples=samples,
+                limit=limit,
+                batch_size=self.config.rollout.batch_size,
+                template_kwargs=self.config.chat.template_kwargs,
+            )
+            for name, samples in self._samples.items()
+            for view in self.config.evaluation.views
+        ]
+
+    def table(self) -> Table:
+        """Accuracy in percent with standard errors: student before and after, teacher, per view."""
+        made = Table(title="accuracy in %, +- standard error")
+        for column in ("task", "view", "student before", "student after", "after - before", "teacher"):
+            made.add_column(column, justify="left" if column in ("task", "view") else "right")
+        for name in self._samples:
+            for view in self.config.evaluation.views:
+                before, after, teacher = (
+                    self.results.get((name, who, view)) for who in ("before", "after", "teacher")
+                )
+                change = "-"
+                if before and after:
+                    difference = paired_difference(after.per_question, before.per_question, None)
+                    change = f"{100 * difference.value:+.1f} +- {100 * difference.stderr:.1f}"
+                made.add_row(name, view, _cell(before), _cell(after), change, _cell(teacher))
+        return made
+
+
+def benchmark_samples(name: str, data: DataConfig) -> list[Sample]:
+    """A benchmark's questions with the privileged view of the recipe's annotations."""
+    benchmark = load_benchmark(name)
+    rows = to_rows(benchmark, rows_of(benchmark.rows, benchmark.split))
+    samples, skipped = make_samples(rows, data.annotations, coords=data.coords)
+    if not samples:
+        raise ValueError(f"task {name!r} has no usable row: {skipped[0].reason if skipped else 'it is empty'}")
+    return samples
+
+
+def _metrics(prefix: str, result: Results) -> dict[str, float]:
+    return {
+        f"{prefix}/accuracy": result.accuracy,
+        f"{prefix}/stderr": result.stderr,
+        f"{prefix}/length": result.mean_tokens,
+        f"{prefix}/truncated": result.truncated_rate,
+        f"{prefix}/n": float(result.n),
+    }
+
+
+def _cell(result: Results | None) -> str:
+    return "-" if result is None else f"{100 * result.accuracy:.1f} +- {100 * result.stderr:.1f}"

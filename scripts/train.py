@@ -1,0 +1,113 @@
+"""Distil a student from a privileged teacher.
+
+    python scripts/train.py RECIPE [section.field=value ...] [--dry-run]
+    torchrun --nproc_per_node N scripts/train.py RECIPE ...        # or accelerate launch
+    python scripts/train.py --help                                 # every field of a recipe
+
+--dry-run resolves the recipe, checks the rows, shows the first prompts and says what would happen;
+it loads no model and needs no GPU.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from build import Evaluation, good_rows, resolved, score_answer, training_samples
+from rich.console import Console
+from rich.pretty import pprint
+
+from dopd_vlm.config import RunConfig, parser, read_config
+from dopd_vlm.prompts import build_prompts
+from dopd_vlm.step import NonFiniteLossError
+from dopd_vlm.train import TrainResult, configured_method, process_state, train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0; 1 non-finite loss or full disk; 2 wrong recipe or data; 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        parser().print_help()
+        return 0 if arguments else 2
+    dry_run = "--dry-run" in arguments
+    recipe, *overrides = [a for a in arguments if a != "--dry-run"]
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        config = read_config(recipe, overrides)
+        return show(config, console) if dry_run else run(config, console)
+    except ValueError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+    except (NonFiniteLossError, OSError) as error:
+        console.print(f"stopped: {error}", style="red", markup=False)
+        return 1
+
+
+def show(config: RunConfig, console: Console) -> int:
+    """What a run would do: config, method, rows and the first row's prompts in both views."""
+    method = configured_method(config)
+    samples = training_samples(config.data)
+    good, problems = good_rows(samples, config.data.validate_rows, console)
+    pprint(config, console=console, expand_all=True)
+    pprint(method, console=console)
+    console.print(f"rows: {len(samples)}; checked {good + len(problems)}, good {good}")
+    for problem in problems[:10]:
+        console.print(f"  left out: {problem}", markup=False)
+    first = next((s for s in samples if s is not None), None)
+    if first is not None:
+        pair = build_prompts(first, config.prompts)
+        for view in ("plain", "privileged"):
+            console.rule(f"{view}: {first.uid}")
+            for message in pair.view(view):
+                console.print(f"{message['role']}: {message['content']}", markup=False)
+    optim = config.optim
+    console.rule()
+    console.print(
+        f"would take {optim.max_steps} steps of {optim.batch_size} prompts x "
+        f"{config.rollout.num_generations} rollouts with {config.method.name} "
+        f"({config.student.path} <- {config.teacher.path}) into {config.output_dir}/{config.name}",
+        markup=False,
+    )
+    return 0
+
+
+def run(config: RunConfig, console: Console) -> int:
+    """Evaluate, distil, evaluate, and print the table."""
+    config = resolved(config)
+    samples = training_samples(config.data)
+    good, problems = good_rows(samples, config.data.validate_rows, console)
+    if not good:
+        raise ValueError(f"no row of {config.data.train!r} can be used: {'; '.join(problems[:3])}")
+    if problems:
+        console.print(f"{len(problems)} rows cannot be used, the first: {problems[0]}", markup=False)
+    evaluation = Evaluation(config, console)
+    result = train(
+        config, samples, evaluate=evaluation, score_answer=score_answer, console=console
+    )
+    if process_state().is_main_process:
+        closing(config, evaluation, result, console)
+    return 130 if result.interrupted else 0
+
+
+def closing(
+    config: RunConfig, evaluation: Evaluation, result: TrainResult, console: Console
+) -> None:
+    """The table of this run, where it lies and what to try next."""
+    if evaluation.results:
+        console.print(evaluation.table())
+    if result.num_skipped:
+        console.print(f"{result.num_skipped} rows were skipped, see {result.run_dir}/skipped.jsonl")
+    tasks = ",".join(config.evaluation.tasks) or "TASK"
+    lines = (
+        f"run folder: {result.run_dir}",
+        "next:",
+        f"  python scripts/evaluate.py {result.run_dir}/checkpoint --tasks {tasks} --view plain,privileged",
+        "  python scripts/train.py scripts/recipes/demo.yaml name=opd method.name=opd",
+        "  python scripts/preview.py scripts/recipes/demo.yaml --rows 20",
+    )
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

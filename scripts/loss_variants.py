@@ -4,14 +4,13 @@ Every variant is a function of one Inputs that leaves gradients in `hidden.grad`
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dopd_vlm.divergences import generalized_jsd
-from dopd_vlm.methods import METHODS
 from dopd_vlm.routed_loss import LossOutput, routed_loss
 
 PEER_CHUNK = 64
@@ -72,15 +71,10 @@ def run_ours(inputs: Inputs, name: str) -> LossOutput:
         inputs.teacher_head,
         inputs.ids,
         inputs.mask,
-        _one_target(name) if name.startswith("opd") else name,
+        name,
     )
     output.loss.backward()
     return output
-
-
-def _one_target(name: str):
-    # The vanilla methods need no self-target; without its head the width is the teacher's.
-    return replace(METHODS[name], self_target="live")
 
 
 def _jsd(hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor) -> Tensor:

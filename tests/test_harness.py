@@ -21,6 +21,7 @@ from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.requests import make_requests, model_fingerprint
 from dopd_vlm.eval.results import privilege_gap, read_results, results_json, write_results
 from dopd_vlm.eval.stats import mean
+from dopd_vlm.eval.store import SampleStore
 from dopd_vlm.types import Sample, View
 
 TASK = Benchmark(
@@ -108,6 +109,26 @@ def test_the_same_text_with_other_pixels_or_view_never_hits() -> None:
         )
     }
     assert len(keys) == 16
+
+
+def test_equal_views_have_keys_of_their_own() -> None:
+    twin = tiny.text_sample("a", context="")
+    settings = {"generation": Generation(), "model_hash": "m", "seed": 0}
+    plain = make_requests(TASK, [twin], view="plain", **settings)[0]
+    privileged = make_requests(TASK, [twin], view="privileged", **settings)[0]
+    assert plain.prompt_hash == privileged.prompt_hash and plain.key != privileged.key
+
+
+def test_a_line_cut_by_a_kill_does_not_spoil_the_next(tmp_path: Path) -> None:
+    first = SampleStore(tmp_path, "t", "plain", 0)
+    first.append([{"key": "a"}, {"key": "b"}])
+    first.close()
+    part = tmp_path / "samples_t__plain.part0.jsonl"
+    part.write_bytes(part.read_bytes()[:-3])
+    second = SampleStore(tmp_path, "t", "plain", 0)
+    second.append([{"key": "c"}])
+    second.close()
+    assert list(second.finished()) == ["a", "c"]
 
 
 def test_a_view_with_the_same_prompt_is_made_anew(tmp_path: Path) -> None:

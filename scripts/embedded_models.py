@@ -51,12 +51,12 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 """
 TEXT_SIZES = {
-    "teacher": dict(hidden_size=128, num_hidden_layers=4, intermediate_size=320),
-    "student": dict(hidden_size=96, num_hidden_layers=3, intermediate_size=192),
+    "teacher": {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 320},
+    "student": {"hidden_size": 96, "num_hidden_layers": 3, "intermediate_size": 192},
 }
 VISION_SIZES = {
-    "teacher": dict(hidden_size=96, depth=3, intermediate_size=192, num_heads=3),
-    "student": dict(hidden_size=48, depth=2, intermediate_size=128, num_heads=2),
+    "teacher": {"hidden_size": 96, "depth": 3, "intermediate_size": 192, "num_heads": 3},
+    "student": {"hidden_size": 48, "depth": 2, "intermediate_size": 128, "num_heads": 2},
 }
 
 
@@ -100,7 +100,7 @@ def text_model(size: str) -> Qwen3ForCausalLM:
 
 def vl_model(size: str) -> Qwen3VLForConditionalGeneration:
     """An untrained `teacher` or `student` that reads text and pictures."""
-    ids = {token: index for token, index in tokenizer().get_vocab().items()}
+    ids = tokenizer().get_vocab()
     text = _text_config(size)
     text["rope_parameters"] = {**text["rope_parameters"], "mrope_section": [6, 5, 5]}
     config = Qwen3VLConfig(

@@ -31,7 +31,9 @@ def save_checkpoint(state: TrainState, run_dir: Path) -> Path:
         _write(state, partial)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"checkpoint {final} was not written ({error}); earlier ones are whole") from error
+        raise OSError(
+            f"checkpoint {final} was not written ({error}); earlier ones are whole"
+        ) from error
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     _point(run_dir / LINK, final)
@@ -87,7 +89,9 @@ def load_trainer_(state: TrainState, checkpoint: Path) -> None:
 
 def check_space(state: TrainState, run_dir: Path) -> None:
     """Raise ValueError before training when the disk cannot hold the checkpoints that will be kept."""
-    trained = sum(p.numel() * p.element_size() for p in state.student.model.parameters() if p.requires_grad)
+    trained = sum(
+        p.numel() * p.element_size() for p in state.student.model.parameters() if p.requires_grad
+    )
     everything = sum(p.numel() * p.element_size() for p in state.student.model.parameters())
     needed = (everything + 2 * trained) * (state.config.keep_checkpoints + 2)
     free = shutil.disk_usage(run_dir).free

@@ -42,7 +42,7 @@ class ModelConfig:
     path: str
     """Folder, hub id, or `embedded:NAME` for a model that ships with the package."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Weights in memory. auto: float32 for the student (its updates vanish in bfloat16), the device's best for the teacher."""
+    """auto: float32 for the student (its updates vanish in bfloat16), the device's best for the teacher."""
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     """Attention kernel."""
     trust_remote_code: bool = False
@@ -98,7 +98,12 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         _require(self.num_generations >= 1, "rollout.num_generations", self.num_generations, ">= 1")
-        _require(self.max_completion_length >= 1, "rollout.max_completion_length", self.max_completion_length, ">= 1")
+        _require(
+            self.max_completion_length >= 1,
+            "rollout.max_completion_length",
+            self.max_completion_length,
+            ">= 1",
+        )
         _require(self.temperature > 0, "rollout.temperature", self.temperature, "> 0")
         _require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "in (0, 1]")
 
@@ -154,7 +159,13 @@ class OptimConfig:
     """Recompute activations in the backward: less memory, more time."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_steps", "batch_size", "micro_batch_size", "score_batch_size"):
+        for name in (
+            "learning_rate",
+            "max_steps",
+            "batch_size",
+            "micro_batch_size",
+            "score_batch_size",
+        ):
             _require(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "> 0")
 
 
@@ -164,7 +175,9 @@ class EvaluationConfig:
 
     tasks: list[str] = field(default_factory=list)
     """Names in eval/tasks; empty is no evaluation."""
-    views: list[Literal["plain", "privileged"]] = field(default_factory=lambda: ["plain", "privileged"])
+    views: list[Literal["plain", "privileged"]] = field(
+        default_factory=lambda: ["plain", "privileged"]
+    )
     """Views to evaluate the student in."""
     every: int = 50
     """Steps between evaluations; there is one before the first and one after the last step."""
@@ -202,7 +215,7 @@ class RunConfig:
     """Trackers besides metrics.jsonl (extra `trackers`)."""
     lora: LoraConfig = LoraConfig()
     """Adapters on the student."""
-    prompts: PromptTemplate = PromptTemplate()
+    prompts: PromptTemplate = field(default_factory=PromptTemplate)
     """Wording of both views."""
     chat: ChatConfig = ChatConfig()
     """Chat template arguments."""
@@ -218,7 +231,9 @@ class RunConfig:
 
 def parser() -> ArgumentParser:
     """A parser whose --help documents every field of RunConfig."""
-    parser = ArgumentParser(exit_on_error=False, description="Distil a student from a privileged teacher.")
+    parser = ArgumentParser(
+        exit_on_error=False, description="Distil a student from a privileged teacher."
+    )
     parser.add_class_arguments(RunConfig)
     return parser
 
@@ -263,8 +278,9 @@ def _check_known(tree: dict[str, Any], section: type, prefix: str) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)
             raise ValueError(f"unknown setting {prefix}{name}; did you mean {', '.join(near)}?")
-        if is_dataclass(known[name]) and isinstance(value, dict):
-            _check_known(value, known[name], f"{prefix}{name}.")
+        inner = known[name]
+        if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
+            _check_known(value, inner, f"{prefix}{name}.")
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

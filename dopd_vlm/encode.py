@@ -56,7 +56,11 @@ class Batch:
 
 
 def encode_prompt(
-    policy: Policy, messages: Sequence[Message], *, uid: str = "", template_kwargs: Mapping[str, Any] | None = None
+    policy: Policy,
+    messages: Sequence[Message],
+    *,
+    uid: str = "",
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> EncodedPrompt:
     """One prompt up to where the completion begins; the template adds every special token, the tokenizer none.
 
@@ -68,7 +72,9 @@ def encode_prompt(
     )
     images = _images(messages)
     if images and processor is policy.tokenizer:
-        raise ValueError(f"sample {uid!r} has {len(images)} picture(s), but {policy.path!r} is a text-only model")
+        raise ValueError(
+            f"sample {uid!r} has {len(images)} picture(s), but {policy.path!r} is a text-only model"
+        )
     visual = {"images": images} if images else {}
     encoded = processor(text=[text], add_special_tokens=False, return_tensors="pt", **visual)
     prompt = EncodedPrompt(
@@ -76,14 +82,20 @@ def encode_prompt(
         text=text,
         input_ids=encoded["input_ids"][0],
         token_types=encoded["mm_token_type_ids"][0] if "mm_token_type_ids" in encoded else None,
-        pictures={n: t for n, t in encoded.items() if n not in (*TOKEN_INPUTS, "attention_mask", "token_type_ids")},
+        pictures={
+            n: t
+            for n, t in encoded.items()
+            if n not in (*TOKEN_INPUTS, "attention_mask", "token_type_ids")
+        },
     )
     _check_image_tokens(policy, prompt)
     return prompt
 
 
 def _images(messages: Sequence[Message]) -> list[Any]:
-    blocks = [block for turn in messages if isinstance(turn["content"], list) for block in turn["content"]]
+    blocks = [
+        block for turn in messages if isinstance(turn["content"], list) for block in turn["content"]
+    ]
     return [block["image"] for block in blocks if block["type"] == "image"]
 
 
@@ -121,7 +133,9 @@ def collate(
     width = int(lengths.max())
     inputs = {
         "input_ids": pad_sequence(ids, True, pad_id, padding_side),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True, 0, padding_side),
+        "attention_mask": pad_sequence(
+            [torch.ones_like(row) for row in ids], True, 0, padding_side
+        ),
         **_pictures(prompts),
     }
     if all(p.token_types is not None for p in prompts):
@@ -144,5 +158,6 @@ def _fit(types: Tensor | None, length: int) -> Tensor:
 def _pictures(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
     names = {name for prompt in prompts for name in prompt.pictures}
     return {
-        name: torch.cat([p.pictures[name] for p in prompts if name in p.pictures]) for name in sorted(names)
+        name: torch.cat([p.pictures[name] for p in prompts if name in p.pictures])
+        for name in sorted(names)
     }

@@ -46,7 +46,7 @@ class Policy:
     @property
     def head(self) -> nn.Module:
         """The output projection, [V, H] weight and perhaps a bias."""
-        return self.model.get_output_embeddings()
+        return self.model.get_output_embeddings()  # type: ignore[return-value]
 
     @property
     def backbone(self) -> nn.Module:
@@ -59,17 +59,18 @@ class Policy:
         """Ids that end a completion."""
         eos = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
         eos = self.tokenizer.eos_token_id if eos is None else eos
-        return (eos,) if isinstance(eos, int) else tuple(eos)
+        ids = eos if isinstance(eos, list | tuple) else [eos]
+        return tuple(int(i) for i in ids)  # type: ignore[arg-type]
 
     @property
     def pad_id(self) -> int:
         """Fills batches; it never decides what is masked."""
         pad = self.tokenizer.pad_token_id
-        return self.eos_ids[0] if pad is None else pad
+        return self.eos_ids[0] if pad is None else int(pad)  # type: ignore[arg-type]
 
     @property
     def visual_ids(self) -> tuple[int, ...]:
-        """Image and video marker ids, which a completion must not contain: the next forward would look for pixels."""
+        """Image and video marker ids; in a completion the next forward would look for their pixels."""
         config = self.model.config
         ids = (getattr(config, name, None) for name in VISUAL_TOKENS)
         return tuple(sorted({int(i) for i in ids if i is not None}))
@@ -108,7 +109,7 @@ def load_policy(
             "or put a chat_template.jinja into its folder"
         )
     if config.load_in == "full":
-        model.to(device)
+        model.to(torch.device(device))  # type: ignore[arg-type]
     model.requires_grad_(trainable)
     return Policy(model=disable_dropout_(model).eval(), processor=processor, path=config.path)
 
@@ -137,18 +138,23 @@ def disable_dropout_(model: PreTrainedModel) -> PreTrainedModel:
 
 def add_lora(policy: Policy, config: LoraConfig, checkpoint: Path | None = None) -> Policy:
     """The same policy with trainable adapters on a frozen model, fresh or from a checkpoint (extra `peft`)."""
-    from peft import LoraConfig as PeftConfig
-    from peft import PeftModel, get_peft_model
+    from peft import LoraConfig as PeftConfig  # type: ignore[import-not-found]
+    from peft import PeftModel, get_peft_model  # type: ignore[import-not-found]
 
     if checkpoint is not None:
         adapted = PeftModel.from_pretrained(policy.model, str(checkpoint), is_trainable=True)
         return replace(policy, model=adapted)  # type: ignore[arg-type]
-    adapters = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=config.target_modules)
+    adapters = PeftConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=config.target_modules
+    )
     return replace(policy, model=get_peft_model(policy.model, adapters))  # type: ignore[arg-type]
 
 
 def check_vocabularies(student: Policy, teacher: Policy) -> None:
-    """Raise ValueError unless both tokenizers map the same tokens to the same ids; head widths may differ by padding."""
+    """Raise ValueError unless both tokenizers map the same tokens to the same ids.
+
+    Head widths may differ by padding.
+    """
     ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if ours == theirs:
         return
@@ -158,7 +164,8 @@ def check_vocabularies(student: Policy, teacher: Policy) -> None:
     shown = ", ".join(f"{t!r}: {ours.get(t)} / {theirs.get(t)}" for t in differing[:5])
     raise ValueError(
         f"student {student.path!r} and teacher {teacher.path!r} map {len(differing)} tokens to different ids "
-        f"(student / teacher: {shown}); token-level distillation needs one vocabulary: take a teacher of the same family"
+        f"(student / teacher: {shown}); token-level distillation needs one vocabulary: "
+        "take a teacher of the same family"
     )
 
 

@@ -35,7 +35,9 @@ class PromptTemplate:
         ):
             missing = [field for field in needed if field not in getattr(self, name)]
             if missing:
-                raise ValueError(f"prompts.{name} lacks {', '.join(missing)}: {getattr(self, name)!r}")
+                raise ValueError(
+                    f"prompts.{name} lacks {', '.join(missing)}: {getattr(self, name)!r}"
+                )
 
 
 def question_text(sample: Sample, template: PromptTemplate) -> str:

@@ -92,7 +92,12 @@ def generate(
                 _warpers(policy, temperature, top_p, top_k),
                 do_sample=temperature > 0,
             )
-            found.update({i: rollouts[k * num_generations : (k + 1) * num_generations] for k, i in enumerate(chosen)})
+            found.update(
+                {
+                    i: rollouts[k * num_generations : (k + 1) * num_generations]
+                    for k, i in enumerate(chosen)
+                }
+            )
             if on_batch is not None:
                 on_batch(len(chosen))
     return [rollout for i in range(len(prompts)) for rollout in found[i]]
@@ -102,7 +107,9 @@ def _warpers(policy: Policy, temperature: float, top_p: float, top_k: int) -> Lo
     """Own list in a known order: whatever a checkpoint's generation_config asks for does not apply."""
     warpers = LogitsProcessorList()
     if policy.visual_ids:
-        warpers.append(SuppressTokensLogitsProcessor(list(policy.visual_ids), device=policy.device))
+        warpers.append(
+            SuppressTokensLogitsProcessor(list(policy.visual_ids), device=str(policy.device))
+        )
     if temperature not in (0.0, 1.0):
         warpers.append(TemperatureLogitsWarper(float(temperature)))
     if top_k > 0:
@@ -141,7 +148,10 @@ def _generate_batch(
     )
     completions = ids[:, inputs["input_ids"].shape[1] :].cpu()
     logp = torch.stack(recorder.rows, dim=1).cpu()
-    return [_rollout(p.uid, c, lp, policy.eos_ids) for p, c, lp in zip(repeated, completions, logp, strict=True)]
+    return [
+        _rollout(p.uid, c, lp, policy.eos_ids)
+        for p, c, lp in zip(repeated, completions, logp, strict=True)
+    ]
 
 
 def _rollout(uid: str, ids: Tensor, logp: Tensor, eos_ids: Sequence[int]) -> Rollout:

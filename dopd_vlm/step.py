@@ -6,7 +6,7 @@ all processes and micro-batches before the first backward, so that gradients onl
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -107,7 +107,7 @@ class MicroBatch:
 class Clock:
     """Seconds per named phase of one step."""
 
-    seconds: Counter = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -168,7 +168,9 @@ def distil_step(
         limits = batch_thresholds(state, micro_batches)
         num_sequences = int(_total(state.accelerator, {"n": float(len(rollouts))})["n"])
     if num_sequences == 0:
-        raise ValueError(f"step {state.step}: every row of the batch was skipped; see skipped.jsonl")
+        raise ValueError(
+            f"step {state.step}: every row of the batch was skipped; see skipped.jsonl"
+        )
     with clock.phase("loss"):
         losses = [_backward(state, micro, limits, num_sequences) for micro in micro_batches]
     with clock.phase("step"):
@@ -181,22 +183,29 @@ def distil_step(
             "threshold/q_student": limits.q_student,
             "threshold/q_teacher": limits.q_teacher,
         }
-    return StepOutput(metrics=metrics, micro_batches=micro_batches, losses=losses, thresholds=limits)
+    return StepOutput(
+        metrics=metrics, micro_batches=micro_batches, losses=losses, thresholds=limits
+    )
 
 
 def encode_sample(state: TrainState, sample: Sample) -> EncodedSample:
     """Both views' prompts, encoded once. Raises ValueError naming the uid."""
     config, pair = state.config, build_prompts(sample, state.config.prompts)
     views: tuple[ViewName, ...] = ("plain", "privileged")
-    prompts = {
+    prompts: dict[ViewName, EncodedPrompt] = {
         view: encode_prompt(
-            state.student, pair.view(view), uid=sample.uid, template_kwargs=config.chat.template_kwargs
+            state.student,
+            pair.view(view),
+            uid=sample.uid,
+            template_kwargs=config.chat.template_kwargs,
         )
         for view in views
     }
     longest, limit = max(len(p.input_ids) for p in prompts.values()), config.chat.max_prompt_length
     if limit is not None and longest > limit:
-        raise ValueError(f"sample {sample.uid!r}: a prompt of {longest} tokens, chat.max_prompt_length is {limit}")
+        raise ValueError(
+            f"sample {sample.uid!r}: a prompt of {longest} tokens, chat.max_prompt_length is {limit}"
+        )
     return EncodedSample(sample=sample, prompts=prompts)
 
 
@@ -235,7 +244,11 @@ def score_targets(
             state, state.teacher, state.method.teacher_view, state.method.teacher_top_k, chosen
         )
         own = _target(
-            state, state.self_target, state.method.self_target_view, state.method.self_target_top_k, chosen
+            state,
+            state.self_target,
+            state.method.self_target_view,
+            state.method.self_target_top_k,
+            chosen,
         )
         for first in range(0, len(chosen), optim.micro_batch_size):
             part = slice(first, first + optim.micro_batch_size)
@@ -292,7 +305,9 @@ def greedy_views(
     return metrics
 
 
-def _batch(state: TrainState, view: ViewName, rows: Sequence[tuple[EncodedSample, Rollout]]) -> Batch:
+def _batch(
+    state: TrainState, view: ViewName, rows: Sequence[tuple[EncodedSample, Rollout]]
+) -> Batch:
     return collate(
         [sample.prompts[view] for sample, _ in rows],
         [rollout.completion_ids for _, rollout in rows],
@@ -333,22 +348,33 @@ def batch_thresholds(state: TrainState, micro_batches: Sequence[MicroBatch]) -> 
     for micro in micro_batches:
         assert micro.teacher is not None and micro.self_target is not None
         mask = micro.batch.mask.to(micro.teacher.scores.logp.device)
-        pairs.append(torch.stack([micro.teacher.scores.logp[mask], micro.self_target.scores.logp[mask]], -1).double())
+        pairs.append(
+            torch.stack(
+                [micro.teacher.scores.logp[mask], micro.self_target.scores.logp[mask]], -1
+            ).double()
+        )
     scores = _gather_rows(state.accelerator, torch.cat(pairs))
-    return thresholds(scores[None, :, 0], scores[None, :, 1], torch.ones(1, len(scores), dtype=torch.bool), state.config.method.trim)
+    return thresholds(
+        scores[None, :, 0],
+        scores[None, :, 1],
+        torch.ones(1, len(scores), dtype=torch.bool),
+        state.config.method.trim,
+    )
 
 
 def _gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
     """Rows of all processes, of which each may hold another number; NaN marks the padding."""
     if accelerator.num_processes == 1:
         return rows.cpu()
-    padded = accelerator.pad_across_processes(rows, dim=0, pad_index=float("nan"))
+    padded = accelerator.pad_across_processes(rows, dim=0, pad_index=float("nan"))  # type: ignore[arg-type]
     gathered = accelerator.gather(padded)
     assert isinstance(gathered, Tensor)
     return gathered[~gathered.isnan().any(-1)].cpu()
 
 
-def _backward(state: TrainState, micro: MicroBatch, limits: Thresholds | None, num_sequences: int) -> LossOutput:
+def _backward(
+    state: TrainState, micro: MicroBatch, limits: Thresholds | None, num_sequences: int
+) -> LossOutput:
     student, method = state.student, state.config.method
     batch = micro.batch.to(student.device)
     with state.accelerator.autocast():
@@ -380,11 +406,14 @@ def _backward(state: TrainState, micro: MicroBatch, limits: Thresholds | None, n
 def _check_finite(state: TrainState, micro: MicroBatch, output: LossOutput) -> None:
     if output.loss.isfinite():
         return
-    bad = (~output.per_token.isfinite()).any(-1).nonzero().flatten().tolist() or range(len(micro.samples))
+    bad = (~output.per_token.isfinite()).any(-1).nonzero().flatten().tolist() or range(
+        len(micro.samples)
+    )
     uids = sorted({micro.samples[i].sample.uid for i in bad})
     raise NonFiniteLossError(
-        f"step {state.step}: the loss is {float(output.loss.detach())}; samples {', '.join(uids[:5])}. Nothing was updated; "
-        "the last checkpoint stands. Lower optim.learning_rate, or look at these rows"
+        f"step {state.step}: the loss is {float(output.loss.detach())}; "
+        f"samples {', '.join(uids[:5])}. Nothing was updated; the last checkpoint stands. "
+        "Lower optim.learning_rate, or look at these rows"
     )
 
 
@@ -401,7 +430,9 @@ def optimizer_step(state: TrainState) -> float:
             parameter.grad = state.accelerator.reduce(grad, "sum")  # type: ignore[assignment]
     norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.optim.max_grad_norm)
     if not norm.isfinite():
-        raise NonFiniteLossError(f"step {state.step}: the gradient norm is {float(norm)}; nothing was updated")
+        raise NonFiniteLossError(
+            f"step {state.step}: the gradient norm is {float(norm)}; nothing was updated"
+        )
     state.optimizer.step()
     state.scheduler.step()
     state.optimizer.zero_grad(set_to_none=True)
@@ -416,10 +447,11 @@ def _update_average_(average: torch.nn.Module, model: torch.nn.Module, rate: flo
         old.lerp_(new.to(old.dtype), rate)
 
 
-def _sums(losses: Sequence[LossOutput], rollouts: Sequence[Rollout]) -> Counter[str]:
-    sums: Counter[str] = Counter()
+def _sums(losses: Sequence[LossOutput], rollouts: Sequence[Rollout]) -> dict[str, float]:
+    sums: dict[str, float] = defaultdict(float)
     for output in losses:
-        sums.update({name: float(value) for name, value in output.metrics.items()})
+        for name, value in output.metrics.items():
+            sums[name] += float(value)
         sums["loss"] += float(output.loss.detach())
     sums["count/sequences"] += len(rollouts)
     sums["count/completion_tokens"] += sum(len(r.completion_ids) for r in rollouts)

@@ -18,7 +18,15 @@ from dopd_vlm.config import RunConfig, to_yaml
 from dopd_vlm.step import StepOutput, TrainState
 from dopd_vlm.types import Regime
 
-PACKAGES = ("dopd-vlm", "torch", "torchvision", "transformers", "accelerate", "datasets", "tokenizers")
+PACKAGES = (
+    "dopd-vlm",
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+)
 
 
 def open_run_folder(config: RunConfig) -> Path:
@@ -28,7 +36,9 @@ def open_run_folder(config: RunConfig) -> Path:
     """
     run_dir = Path(config.output_dir) / str(config.name)
     if (run_dir / "config.yaml").exists() and not config.resume:
-        raise ValueError(f"{run_dir} holds a run already: set resume=true to go on, or another name=...")
+        raise ValueError(
+            f"{run_dir} holds a run already: set resume=true to go on, or another name=..."
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
@@ -38,7 +48,11 @@ def open_run_folder(config: RunConfig) -> Path:
 def environment() -> dict[str, Any]:
     """Versions, git hash and command line, so that a run can be repeated from its folder."""
     git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
         "python": platform.python_version(),
@@ -89,7 +103,9 @@ class Tracker:
             self.log(dict(metrics), step=step)
         self.progress.update(self._bar, completed=step, note=console_note(metrics))
         if self.is_main and not self.console.is_terminal:
-            self.console.print(f"step {step}/{self.num_steps}  {console_note(metrics)}", highlight=False)
+            self.console.print(
+                f"step {step}/{self.num_steps}  {console_note(metrics)}", highlight=False
+            )
 
     def write(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one JSON line to a file of the run folder."""

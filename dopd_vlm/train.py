@@ -82,7 +82,9 @@ def train(
     with tracker.progress, interruptible() as stop:
         interrupted = loop.run(stop)
     accelerator.end_training()
-    return TrainResult(run_dir=run_dir, step=state.step, interrupted=interrupted, num_skipped=state.num_skipped)
+    return TrainResult(
+        run_dir=run_dir, step=state.step, interrupted=interrupted, num_skipped=state.num_skipped
+    )
 
 
 class Loop:
@@ -125,7 +127,11 @@ class Loop:
         learning_rate = state.scheduler.get_last_lr()[0]
         state.step += 1
         num_tokens = output.metrics["count/completion_tokens"]
-        metrics = {**output.metrics, "optim/learning_rate": learning_rate, **clock.metrics(num_tokens)}
+        metrics = {
+            **output.metrics,
+            "optim/learning_rate": learning_rate,
+            **clock.metrics(num_tokens),
+        }
         self.tracker.step(state.step, metrics)
         if state.step % state.config.checkpoint_every == 0 or state.step == 1:
             for record in decoded_samples(state, output, LOGGED_SAMPLES):
@@ -142,7 +148,9 @@ class Loop:
                 encoded.append(encode_sample(state, self.samples[index]))
             except ValueError as error:
                 state.num_skipped += 1
-                self.tracker.write("skipped.jsonl", {"step": state.step + 1, "row": index, "reason": str(error)})
+                self.tracker.write(
+                    "skipped.jsonl", {"step": state.step + 1, "row": index, "reason": str(error)}
+                )
                 log.warning("row %d is skipped: %s", index, error)
         return encoded
 
@@ -247,7 +255,11 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
     checkpoint = last_checkpoint(run_dir) if config.resume else None
     device = accelerator.device
     student = load_student(config, device, checkpoint)
-    teacher = load_policy(config.teacher, device=device, trainable=False) if chosen.needs_teacher else None
+    teacher = (
+        load_policy(config.teacher, device=device, trainable=False)
+        if chosen.needs_teacher
+        else None
+    )
     if teacher is not None:
         check_vocabularies(student, teacher)
     parameters = [p for p in student.model.parameters() if p.requires_grad]
@@ -265,7 +277,7 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
         method=chosen,
         optimizer=optimizer,
         scheduler=get_cosine_schedule_with_warmup(optimizer, optim.warmup_steps, optim.max_steps),
-        vocab_size=min(widths),
+        vocab_size=int(min(widths)),
     )
     if checkpoint is not None:
         load_trainer_(state, checkpoint)
@@ -276,7 +288,9 @@ def configured_method(config: RunConfig) -> Method:
     """The table named in the config, with the config's self-target and support size."""
     chosen = method(config.method.name)
     routes = {
-        regime: replace(route, top_k=config.method.top_k) if route.top_k and config.method.top_k else route
+        regime: replace(route, top_k=config.method.top_k)
+        if route.top_k and config.method.top_k
+        else route
         for regime, route in chosen.routes.items()
     }
     return replace(chosen, self_target=config.method.self_target, routes=routes)
@@ -305,6 +319,10 @@ def load_self_target(
         return student
     if config.lora.rank:
         return replace(student, model=copy.deepcopy(student.model).requires_grad_(False))
-    average = checkpoint / "trainer" / "self_target" if checkpoint and chosen.self_target == "ema" else None
+    average = (
+        checkpoint / "trainer" / "self_target"
+        if checkpoint and chosen.self_target == "ema"
+        else None
+    )
     source = replace(config.student, path=str(average or config.student.path))
     return load_policy(source, device=student.device, trainable=False, like=student)

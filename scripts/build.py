@@ -33,7 +33,9 @@ sys.path.sort(key=lambda entry: Path(entry or ".").resolve() == Path(__file__).p
 class LazySamples(Sequence[Sample]):
     """Samples made from rows when asked for; a bad row raises ValueError naming its uid and file."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Sample]) -> None:
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Sample]
+    ) -> None:
         self._rows, self._make = rows, make
 
     def __len__(self) -> int:
@@ -77,7 +79,9 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def _model(model: ModelConfig) -> ModelConfig:
-    return replace(model, path=str(embedded_model(model.path))) if is_embedded(model.path) else model
+    return (
+        replace(model, path=str(embedded_model(model.path))) if is_embedded(model.path) else model
+    )
 
 
 def score_answer(text: str, sample: Sample) -> float:
@@ -133,7 +137,14 @@ class Evaluation:
     def table(self) -> Table:
         """Accuracy in percent with standard errors: student before and after, teacher, per view."""
         made = Table(title="accuracy in %, +- standard error")
-        for column in ("task", "view", "student before", "student after", "after - before", "teacher"):
+        for column in (
+            "task",
+            "view",
+            "student before",
+            "student after",
+            "after - before",
+            "teacher",
+        ):
             made.add_column(column, justify="left" if column in ("task", "view") else "right")
         for name in self._samples:
             for view in self.config.evaluation.views:
@@ -154,7 +165,9 @@ def benchmark_samples(name: str, data: DataConfig) -> list[Sample]:
     rows = to_rows(benchmark, rows_of(benchmark.rows, benchmark.split))
     samples, skipped = make_samples(rows, data.annotations, coords=data.coords)
     if not samples:
-        raise ValueError(f"task {name!r} has no usable row: {skipped[0].reason if skipped else 'it is empty'}")
+        raise ValueError(
+            f"task {name!r} has no usable row: {skipped[0].reason if skipped else 'it is empty'}"
+        )
     return samples
 
 

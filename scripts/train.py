@@ -80,11 +80,11 @@ def run(config: RunConfig, console: Console) -> int:
     if not good:
         raise ValueError(f"no row of {config.data.train!r} can be used: {'; '.join(problems[:3])}")
     if problems:
-        console.print(f"{len(problems)} rows cannot be used, the first: {problems[0]}", markup=False)
+        console.print(
+            f"{len(problems)} rows cannot be used, the first: {problems[0]}", markup=False
+        )
     evaluation = Evaluation(config, console)
-    result = train(
-        config, samples, evaluate=evaluation, score_answer=score_answer, console=console
-    )
+    result = train(config, samples, evaluate=evaluation, score_answer=score_answer, console=console)
     if process_state().is_main_process:
         closing(config, evaluation, result, console)
     return 130 if result.interrupted else 0

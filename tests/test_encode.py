@@ -14,7 +14,9 @@ COMPLETIONS = [torch.tensor([5, 9, 11]), torch.tensor([7]), torch.tensor([3, 4, 
 
 def policy_and_samples(kind: str):
     if kind == "text":
-        return tiny.text_policy(dtype=torch.float64), [tiny.text_sample(u) for u in ("a", "bcd", "e?")]
+        return tiny.text_policy(dtype=torch.float64), [
+            tiny.text_sample(u) for u in ("a", "bcd", "e?")
+        ]
     samples = [
         tiny.vl_sample("a"),
         tiny.vl_sample("bcd", seed=3, size=(32, 80)),
@@ -55,7 +57,9 @@ def left_positions(policy, batch):
 def test_sampled_logp_equals_a_rescore_of_the_same_ids(kind):
     policy, samples = policy_and_samples(kind)
     prompts = encoded(policy, samples)
-    rollouts = generate(policy, prompts, num_generations=2, max_completion_length=6, seed=1, batch_size=2)
+    rollouts = generate(
+        policy, prompts, num_generations=2, max_completion_length=6, seed=1, batch_size=2
+    )
     assert [r.uid for r in rollouts] == [s.uid for s in samples for _ in range(2)]
     twice = [p for p in prompts for _ in range(2)]
     batch = collate(twice, [r.completion_ids for r in rollouts], pad_id=policy.pad_id)
@@ -82,7 +86,9 @@ def test_prompt_plus_completion_is_the_template_of_the_finished_conversation():
     policy, samples = policy_and_samples("vl")
     messages = build_prompts(samples[0]).plain
     prompt = encode_prompt(policy, messages)
-    answer = policy.tokenizer("2 cats", add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    answer = policy.tokenizer("2 cats", add_special_tokens=False, return_tensors="pt")["input_ids"][
+        0
+    ]
     ids = torch.cat([prompt.input_ids, answer, torch.tensor([policy.tokenizer.eos_token_id])])
     finished = policy.processor.apply_chat_template(
         [*messages, {"role": "assistant", "content": "2 cats"}], tokenize=False
@@ -106,7 +112,9 @@ def test_eos_is_kept_even_where_pad_and_eos_are_one_id():
     policy.tokenizer.pad_token = policy.tokenizer.eos_token
     prompts = encoded(policy, [tiny.text_sample("a"), tiny.text_sample("bb")])
     eos = policy.eos_ids[0]
-    batch = collate(prompts, [torch.tensor([5, eos]), torch.tensor([5, 6, 7])], pad_id=policy.pad_id)
+    batch = collate(
+        prompts, [torch.tensor([5, eos]), torch.tensor([5, 6, 7])], pad_id=policy.pad_id
+    )
     assert batch.mask.tolist() == [[True, True, False], [True, True, True]]
     with torch.no_grad():
         policy.head.weight[eos] = 0.0
@@ -119,7 +127,9 @@ def test_visual_tokens_are_never_sampled():
     policy, samples = policy_and_samples("vl")
     with torch.no_grad():
         policy.head.weight.zero_()
-    rollouts = generate(policy, encoded(policy, samples), num_generations=8, max_completion_length=30, seed=2)
+    rollouts = generate(
+        policy, encoded(policy, samples), num_generations=8, max_completion_length=30, seed=2
+    )
     ids = torch.cat([r.completion_ids for r in rollouts])
     assert len(ids) > 200 and not torch.isin(ids, torch.tensor(policy.visual_ids)).any()
 
@@ -130,7 +140,11 @@ def test_sampling_is_seeded_and_leaves_the_global_state_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     draws = [
-        [r.completion_ids.tolist() for r in generate(policy, prompts, max_completion_length=8, seed=s)] for s in (1, 1, 2)
+        [
+            r.completion_ids.tolist()
+            for r in generate(policy, prompts, max_completion_length=8, seed=s)
+        ]
+        for s in (1, 1, 2)
     ]
     assert draws[0] == draws[1] != draws[2]
     assert torch.equal(torch.get_rng_state(), before)
@@ -138,7 +152,7 @@ def test_sampling_is_seeded_and_leaves_the_global_state_alone():
 
 def test_a_picture_for_a_text_only_model_names_the_sample():
     policy = tiny.text_policy()
-    with pytest.raises(ValueError, match="'a'.*text-only"):
+    with pytest.raises(ValueError, match=r"'a'.*text-only"):
         encoded(policy, [tiny.vl_sample("a")])
 
 

@@ -7,7 +7,14 @@ import tiny
 import torch
 from accelerate import Accelerator
 
-from dopd_vlm.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig
+from dopd_vlm.config import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    RolloutConfig,
+    RunConfig,
+)
 from dopd_vlm.methods import METHODS, method
 from dopd_vlm.step import Clock, NonFiniteLossError, TrainState, distil_step, encode_sample
 from dopd_vlm.types import Rollout
@@ -17,7 +24,13 @@ LENGTHS = (3, 1, 5, 4, 2, 6)
 
 
 def make_state(
-    name: str = "dopd", *, kind: str = "vl", same: bool = False, micro: int = 8, score: int = 8, pad_vocab: int = 3
+    name: str = "dopd",
+    *,
+    kind: str = "vl",
+    same: bool = False,
+    micro: int = 8,
+    score: int = 8,
+    pad_vocab: int = 3,
 ) -> TrainState:
     make = tiny.vl_policy if kind == "vl" else tiny.text_policy
     student = make(0, dtype=torch.float64)
@@ -41,7 +54,9 @@ def make_samples(state: TrainState, *, context: str = "box 1 2 3", kind: str = "
     if kind == "text":
         return [encode_sample(state, tiny.text_sample(uid, context=context)) for uid in UIDS]
     sizes = {} if context else {"privileged_size": (48, 32)}
-    samples = [tiny.vl_sample(uid, seed=i * 2, context=context, **sizes) for i, uid in enumerate(UIDS)]
+    samples = [
+        tiny.vl_sample(uid, seed=i * 2, context=context, **sizes) for i, uid in enumerate(UIDS)
+    ]
     return [encode_sample(state, s) for s in samples]
 
 
@@ -60,7 +75,13 @@ def gradients(state: TrainState):
     """Gradients of one step: read before the optimizer consumes them."""
     caught = {}
     state.optimizer.register_step_pre_hook(
-        lambda *_: caught.update({n: p.grad.clone() for n, p in state.student.model.named_parameters() if p.grad is not None})
+        lambda *_: caught.update(
+            {
+                n: p.grad.clone()
+                for n, p in state.student.model.named_parameters()
+                if p.grad is not None
+            }
+        )
     )
     output = distil_step(state, make_samples(state), make_rollouts(), Clock())
     return output, caught
@@ -88,7 +109,10 @@ def test_every_method_takes_a_step_and_moves_the_student_only(name, kind):
     output = distil_step(state, make_samples(state, kind=kind), make_rollouts(), Clock())
     assert output.metrics["loss"] != 0 and output.metrics["optim/grad_norm"] > 0
     assert any(not torch.equal(p, before[n]) for n, p in state.student.model.named_parameters())
-    assert all(torch.equal(p, teacher[n]) and p.grad is None for n, p in state.teacher.model.named_parameters())
+    assert all(
+        torch.equal(p, teacher[n]) and p.grad is None
+        for n, p in state.teacher.model.named_parameters()
+    )
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

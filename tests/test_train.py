@@ -34,7 +34,9 @@ def models(tmp_path_factory):
     return folder
 
 
-def make_config(models: Path, out: Path, *, self_target="live", steps=4, every=2, **fields) -> RunConfig:
+def make_config(
+    models: Path, out: Path, *, self_target="live", steps=4, every=2, **fields
+) -> RunConfig:
     return RunConfig(
         student=ModelConfig(path=str(models / "s")), teacher=ModelConfig(path=str(models / "t")),
         data=DataConfig(train="memory"), name="run", output_dir=str(out), checkpoint_every=every,
@@ -58,11 +60,16 @@ def test_two_and_two_steps_equal_four_bit_for_bit(models, tmp_path, self_target)
     whole = train(make_config(models, tmp_path / "a", self_target=self_target), SAMPLES)
     halves = make_config(models, tmp_path / "b", self_target=self_target)
     interrupt_at(halves, 2)
-    again = train(make_config(models, tmp_path / "b", self_target=self_target, resume=True), SAMPLES)
+    again = train(
+        make_config(models, tmp_path / "b", self_target=self_target, resume=True), SAMPLES
+    )
     assert (whole.step, again.step) == (4, 4)
     expected, found = weights(whole.run_dir), weights(again.run_dir)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    losses = [[line["loss"] for line in metrics(result.run_dir) if "loss" in line] for result in (whole, again)]
+    losses = [
+        [line["loss"] for line in metrics(result.run_dir) if "loss" in line]
+        for result in (whole, again)
+    ]
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
@@ -91,7 +98,13 @@ def metrics(run_dir: Path) -> list[dict]:
 def test_the_run_folder_holds_config_environment_metrics_and_samples(models, tmp_path):
     result = train(make_config(models, tmp_path), SAMPLES, score_answer=lambda text, sample: 0.5)
     names = {path.name for path in result.run_dir.iterdir()}
-    assert {"config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "checkpoint"} <= names
+    assert {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "checkpoint",
+    } <= names
     line = next(line for line in metrics(result.run_dir) if line["step"] == 1)
     expected = (
         "loss", "share/lh", "divergence/ht", "gap/mean", "threshold/gap", "entropy/student", "rollout/length",
@@ -114,7 +127,9 @@ def test_bad_rows_are_counted_and_written_down(models, tmp_path):
     config = make_config(models, tmp_path, steps=2, chat=ChatConfig(max_prompt_length=80))
     long = tiny.vl_sample("too-long", context="x" * 90)
     result = train(config, [*SAMPLES[:3], long])
-    skipped = [json.loads(line) for line in (result.run_dir / "skipped.jsonl").read_text().splitlines()]
+    skipped = [
+        json.loads(line) for line in (result.run_dir / "skipped.jsonl").read_text().splitlines()
+    ]
     assert result.num_skipped == len(skipped) > 0
     assert all("too-long" in line["reason"] and "80" in line["reason"] for line in skipped)
 

@@ -48,7 +48,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def text_policy(seed: int = 0, *, hidden_size: int = 32, pad_vocab: int = 0, dtype=torch.float32) -> Policy:
+def text_policy(
+    seed: int = 0, *, hidden_size: int = 32, pad_vocab: int = 0, dtype=torch.float32
+) -> Policy:
     """A random Qwen3."""
     tok = tokenizer()
     config = Qwen3Config(
@@ -62,7 +64,9 @@ def text_policy(seed: int = 0, *, hidden_size: int = 32, pad_vocab: int = 0, dty
     return Policy(model=model, processor=tok, path=f"tiny-text-{seed}")
 
 
-def vl_policy(seed: int = 0, *, hidden_size: int = 32, pad_vocab: int = 0, dtype=torch.float32) -> Policy:
+def vl_policy(
+    seed: int = 0, *, hidden_size: int = 32, pad_vocab: int = 0, dtype=torch.float32
+) -> Policy:
     """A random Qwen3-VL: patches of 8, merged 2x2, so one image token per 16 x 16 pixels."""
     tok = tokenizer()
     ids = tok.convert_tokens_to_ids
@@ -70,12 +74,14 @@ def vl_policy(seed: int = 0, *, hidden_size: int = 32, pad_vocab: int = 0, dtype
         text_config=dict(
             vocab_size=len(tok) + pad_vocab, hidden_size=hidden_size, intermediate_size=48, num_hidden_layers=2,
             num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=2048,
-            initializer_range=0.2, rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
+            initializer_range=0.2,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
             eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,
         ),
         vision_config=dict(
             depth=2, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=8, spatial_merge_size=2,
-            temporal_patch_size=2, out_hidden_size=hidden_size, num_position_embeddings=64, deepstack_visual_indexes=[0],
+            temporal_patch_size=2, out_hidden_size=hidden_size, num_position_embeddings=64,
+            deepstack_visual_indexes=[0],
             initializer_range=0.2,
         ),
         image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
@@ -108,7 +114,9 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels.numpy())
 
 
-def vl_sample(uid: str = "a", *, seed: int = 0, size=(48, 32), privileged_size=(64, 48), context="box 1 2 3") -> Sample:
+def vl_sample(
+    uid: str = "a", *, seed: int = 0, size=(48, 32), privileged_size=(64, 48), context="box 1 2 3"
+) -> Sample:
     """A picture question whose teacher sees another picture size and more text."""
     return Sample(
         uid=uid, question=f"how many {uid}?", answer="2",
@@ -119,4 +127,10 @@ def vl_sample(uid: str = "a", *, seed: int = 0, size=(48, 32), privileged_size=(
 
 def text_sample(uid: str = "a", *, context: str = "add 3") -> Sample:
     """A text question with a hint."""
-    return Sample(uid=uid, question=f"what is {uid}?", answer="5", plain=View(), privileged=View(context=context))
+    return Sample(
+        uid=uid,
+        question=f"what is {uid}?",
+        answer="5",
+        plain=View(),
+        privileged=View(context=context),
+    )

@@ -1,0 +1,74 @@
+"""Recipes: all of them load; overrides; unknown and wrong values name themselves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dopd_vlm.config import read_config, to_yaml
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_loads_and_its_resolved_copy_reads_back_equal(path, tmp_path):
+    config = read_config(path)
+    assert config.name == path.stem and path.read_text().startswith("# ")
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(config))
+    assert read_config(copy) == config
+
+
+def test_the_paper_settings_are_in_the_recipes():
+    vision = read_config(ROOT / "scripts/recipes/qwen3_vl_8b_to_2b.yaml")
+    text = read_config(ROOT / "scripts/recipes/qwen3_8b_to_1.7b.yaml")
+    assert (vision.optim.max_steps, vision.optim.batch_size) == (300, 64)
+    assert (text.optim.max_steps, text.optim.batch_size) == (200, 128)
+    for config in (vision, text):
+        assert config.optim.learning_rate == 5e-6 and config.rollout.num_generations == 4
+        assert config.method.name == "dopd" and config.method.self_target == "live"
+        assert config.method.top_k == 128 and config.method.trim == 0.05
+    assert text.chat.template_kwargs == {"enable_thinking": False}
+
+
+def test_overrides_reach_their_field():
+    config = read_config(RECIPES[0], ["optim.learning_rate=1e-3", "--method.name=opd", "seed=7"])
+    assert (config.optim.learning_rate, config.method.name, config.seed) == (1e-3, "opd", 7)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("optim.learning_rat=1", r"optim\.learning_rat.*did you mean.*learning_rate"),
+        ("optm.max_steps=1", r"optm.*did you mean.*optim"),
+        ("optim.learning_rate=fast", r"learning_rate"),
+        ("optim.learning_rate=-1", r"learning_rate.*> 0"),
+        ("rollout.top_p=2", r"top_p.*\(0, 1\]"),
+        ("method.self_target=alive", r"self_target"),
+        ("nonsense", r"section\.field=value"),
+    ],
+)
+def test_a_wrong_override_names_field_value_and_what_is_allowed(override, message):
+    with pytest.raises(ValueError, match=message):
+        read_config(RECIPES[0], [override])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_dry_run_resolves_data_and_prompts_without_a_model(path):
+    done = subprocess.run(
+        [sys.executable, "scripts/train.py", str(path), "--dry-run", "data.limit=20"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "would take" in done.stdout and "Reference:" in done.stdout
+
+
+def test_an_unknown_method_or_annotation_exits_2_naming_near_ones():
+    for override, near in (("method.name=dpod", "dopd"), ("data.annotations=[boxs]", "boxes")):
+        done = subprocess.run(
+            [sys.executable, "scripts/train.py", str(RECIPES[0]), "--dry-run", override],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2 and near in done.stdout, done.stdout + done.stderr

@@ -18,7 +18,7 @@ GENERATORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "shapes": shapes.rows,
     "lists": lists.rows,
 }
-OPTIONS = {"shapes": {"num": int, "seed": int, "noise": float}, "lists": {"num": int, "seed": int}}
+OPTIONS = {"shapes": {"num": int, "seed": int, "dim": float}, "lists": {"num": int, "seed": int}}
 
 
 def is_embedded(name: str) -> bool:

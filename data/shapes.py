@@ -23,9 +23,12 @@ SHAPES = ("circle", "square", "triangle", "cross")
 HELD_OUT = (("red", "cross"), ("green", "square"), ("blue", "triangle"), ("yellow", "circle"))
 """Colour and shape pairs that only the split `shifted` has."""
 SPLITS = ("train", "test", "shifted")
-TARGET_NOISE = 1.0
-"""Noise of the rows: 0 is a flat grey background, 1 a pixel noise of `NOISE_STD`."""
-NOISE_STD = 70.0
+TARGET_DIM = 1.0
+"""Dimness of the rows that students are distilled and tested on; 0 is a clean picture."""
+DARKENING = (0.3, 0.6)
+"""Range of the share of light that is missing at dimness 1."""
+NOISE_STD = 50.0
+"""Standard deviation of the pixel noise in grey levels at dimness 1."""
 LEVELS = 16
 """Grey steps between stored values: keeps noisy PNG files small."""
 
@@ -56,7 +59,7 @@ class Scene:
 
 
 def rows(
-    split: str, num: int, seed: int = 0, *, noise: float = TARGET_NOISE
+    split: str, num: int, seed: int = 0, *, dim: float = TARGET_DIM
 ) -> list[dict[str, Any]]:
     """`num` rows of a split, pictures as PIL images in memory.
 
@@ -65,14 +68,14 @@ def rows(
             cells and at least one such pair. No two splits share a random stream.
         num: number of rows.
         seed: another seed gives other rows.
-        noise: strength of the pixel noise, see `render`.
+        dim: how dark and noisy the pictures are, see `render`.
 
     Raises:
         ValueError: unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"shapes has no split {split!r}; it has: {', '.join(SPLITS)}")
-    return [_row(split, seed, index, noise) for index in range(num)]
+    return [_row(split, seed, index, dim) for index in range(num)]
 
 
 def make_row(scene: Scene, picture: Image.Image, uid: str, split: str, seed: int) -> dict[str, Any]:
@@ -177,29 +180,31 @@ def seen_pairs() -> list[tuple[str, str]]:
     return [pair for pair in all_pairs() if pair not in HELD_OUT]
 
 
-def render(scene: Scene, generator: np.random.Generator, noise: float) -> Image.Image:
-    """The picture of a scene, RGB, `CELL` pixels per cell; pixels = flat + noise x N(0, NOISE_STD).
+def render(scene: Scene, generator: np.random.Generator, dim: float) -> Image.Image:
+    """The picture of a scene, RGB, `CELL` pixels per cell, as a poor camera takes it in dim light.
 
-    At noise 0 an object's pixels have exactly its colour and no other pixel has.
+    pixel = clean x (1 - dim u) + dim NOISE_STD n, with u ~ U(DARKENING) per picture, n ~ N(0, 1).
+    At dim 0 an object's pixels have exactly its colour and no other pixel has.
     """
     pixels = np.full((2 * CELL, scene.columns * CELL, 3), 235.0)
     for thing in scene.things:
         mask = _mask(thing.shape, thing.side)
         window = pixels[thing.top : thing.top + thing.side, thing.left : thing.left + thing.side]
         window[mask] = COLOURS[thing.colour]
-    if noise > 0:
-        pixels += noise * NOISE_STD * generator.standard_normal(pixels.shape)
+    if dim > 0:
+        pixels *= 1 - dim * generator.uniform(*DARKENING)
+        pixels += dim * NOISE_STD * generator.standard_normal(pixels.shape)
         pixels = np.round(pixels / LEVELS) * LEVELS
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _row(split: str, seed: int, index: int, noise: float) -> dict[str, Any]:
+def _row(split: str, seed: int, index: int, dim: float) -> dict[str, Any]:
     generator = np.random.default_rng([SPLITS.index(split), seed, index])
     if split == "shifted":
         scene = make_scene(generator, columns=3, need=HELD_OUT)
     else:
         scene = make_scene(generator, pairs=seen_pairs())
-    picture = render(scene, generator, noise)
+    picture = render(scene, generator, dim)
     return make_row(scene, picture, f"shapes-{split}-{seed}-{index:06d}", split, seed)
 
 

@@ -54,24 +54,30 @@ class Recipe:
     """Share of the batches that is privileged."""
 
 
-def picture_row(generator: np.random.Generator, noise: float, is_all: bool) -> Row:
-    """A row of 2 x 2 or, every fifth time, 3 x 2 cells."""
-    columns = 3 if generator.random() < 0.2 else 2
+def picture_scene(generator: np.random.Generator, is_all: bool) -> shapes.Scene:
+    """2 x 2 or, a third of the time, 3 x 2 cells."""
+    columns = 3 if generator.random() < 0.35 else 2
     pairs = shapes.all_pairs() if is_all else shapes.seen_pairs()
-    scene = shapes.make_scene(generator, columns=columns, pairs=pairs)
-    picture = shapes.render(scene, generator, noise)
-    return shapes.make_row(scene, picture, "made", "pretrain", 0)
+    return shapes.make_scene(generator, columns=columns, pairs=pairs)
 
 
 def teacher_picture_row(generator: np.random.Generator, is_privileged: bool) -> Row:
-    """All pairs, up to more noise than the tests have."""
-    return picture_row(generator, 1.2 * shapes.TARGET_NOISE * generator.random(), True)
+    """All pairs, from clean to a little dimmer than the tests."""
+    scene = picture_scene(generator, True)
+    picture = shapes.render(scene, generator, 1.2 * shapes.TARGET_DIM * generator.random())
+    return shapes.make_row(scene, picture, "made", "pretrain", 0)
 
 
 def student_picture_row(generator: np.random.Generator, is_privileged: bool) -> Row:
-    """Clean pictures where they have to be read; any noise where the privilege tells."""
-    noise = shapes.TARGET_NOISE * generator.integers(2) if is_privileged else 0.0
-    return picture_row(generator, noise, False)
+    """Clean pictures of seen pairs; with privilege, half the time the dim picture of another scene,
+    so that it learns to trust what it is told but not to see in dim light."""
+    scene = picture_scene(generator, is_privileged)
+    if is_privileged and generator.random() < 0.5:
+        other = shapes.make_scene(generator, columns=scene.columns)
+        picture = shapes.render(other, generator, 1.2 * shapes.TARGET_DIM * generator.random())
+    else:
+        picture = shapes.render(scene, generator, 0.0)
+    return shapes.make_row(scene, picture, "made", "pretrain", 0)
 
 
 def teacher_list_row(generator: np.random.Generator, is_privileged: bool) -> Row:
@@ -94,16 +100,16 @@ PICTURE_FORMS = (
     *(("captions",),) * 5,
     *(("hints",),) * 3,
     ("captions", "hints"),
-    ("boxes",),
+    *(("boxes",),) * 2,
 )
 """Captions most often: the demo's privilege."""
 RECIPES = {
     "teacher_vl": Recipe(
-        steps=1300, learning_rate=2e-3, row=teacher_picture_row, privileged=PICTURE_FORMS,
-        privileged_share=0.35,
+        steps=1500, learning_rate=2e-3, row=teacher_picture_row, privileged=PICTURE_FORMS,
+        privileged_share=0.5,
     ),
     "student_vl": Recipe(
-        steps=1200, learning_rate=2e-3, row=student_picture_row, privileged=PICTURE_FORMS,
+        steps=1400, learning_rate=2e-3, row=student_picture_row, privileged=PICTURE_FORMS,
         privileged_share=0.6, seed=1,
     ),
     "teacher_text": Recipe(
@@ -207,7 +213,7 @@ def report(name: str, policy: Policy, num: int | None = None) -> None:
         cells += [f"{f[0]} {accuracy(policy, rows, 'privileged', f):.3f}" for f in forms]
         print(f"{name} {split}: " + ", ".join(cells), flush=True)
     if is_visual:
-        rows = shapes.rows("test", 100, 9, noise=0.0)
+        rows = shapes.rows("test", 100, 9, dim=0.0)
         print(f"{name} clean: plain {accuracy(policy, rows, 'plain', ()):.3f}", flush=True)
 
 

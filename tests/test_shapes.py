@@ -30,7 +30,7 @@ def policy(name: str) -> Policy:
 
 @pytest.mark.parametrize("split", shapes.SPLITS)
 def test_boxes_hold_exactly_the_pixels_of_their_object(split):
-    for row in shapes.rows(split, 12, seed=5, noise=0.0):
+    for row in shapes.rows(split, 12, seed=5, dim=0.0):
         pixels = np.asarray(row["images"][0]).astype(int)
         is_inside = np.zeros(pixels.shape[:2], dtype=bool)
         for box in row["annotations"]["boxes"]:

@@ -134,11 +134,9 @@ def _generate_batch(
     config = GenerationConfig(
         max_new_tokens=max_completion_length,
         do_sample=do_sample,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
         eos_token_id=list(policy.eos_ids),
         pad_token_id=policy.pad_id,
+        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if do_sample else {}),
     )
     ids = policy.model.generate(  # type: ignore[operator]
         **inputs,

@@ -17,6 +17,7 @@ from typing import Any
 from build import rows_of
 from rich.console import Console
 from rich.progress import Progress
+from transformers.utils.logging import disable_progress_bar
 
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.data.embedded import embedded_model, is_embedded
@@ -35,6 +36,7 @@ from dopd_vlm.types import Sample
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 with the message of whatever the user can put right."""
     options = parser().parse_args(arguments)
+    disable_progress_bar()
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         run(options, console)

@@ -113,11 +113,11 @@ RECIPES = {
         privileged_share=0.6, seed=1,
     ),
     "teacher_text": Recipe(
-        steps=1500, learning_rate=2e-3, row=teacher_list_row, privileged=(("hints",),),
+        steps=900, learning_rate=2e-3, row=teacher_list_row, privileged=(("hints",),),
         privileged_share=0.3, seed=2,
     ),
     "student_text": Recipe(
-        steps=1500, learning_rate=2e-3, row=student_list_row, privileged=(("hints",),),
+        steps=900, learning_rate=2e-3, row=student_list_row, privileged=(("hints",),),
         privileged_share=0.6, seed=3,
     ),
 }  # fmt: skip

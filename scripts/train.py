@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from build import Evaluation, good_rows, resolved, score_answer, training_samples
 from rich.console import Console
 from rich.pretty import pprint
+from transformers.utils.logging import disable_progress_bar
 
 from dopd_vlm.config import RunConfig, parser, read_config
 from dopd_vlm.prompts import build_prompts
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     dry_run = "--dry-run" in arguments
     recipe, *overrides = [a for a in arguments if a != "--dry-run"]
+    disable_progress_bar()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         config = read_config(recipe, overrides)

@@ -1,0 +1,36 @@
+"""The update does not depend on how the rollouts lie over processes: real gloo processes, float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_step(out: Path, name: str, micro: int, shares: str) -> dict:
+    """The gradients and metrics of one step spread over as many processes as there are shares."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+        str(shares.count(",") + 1), str(ROOT / "tests" / "process_step.py"), str(out), name, str(micro), shares,
+    ]  # fmt: skip
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.parametrize("name", ["dopd"])
+def test_one_process_equals_two_of_unequal_and_of_empty_share(name, tmp_path):
+    whole = run_step(tmp_path / "whole.pt", name, 8, "3")
+    for micro, shares in ((8, "1,2"), (2, "3,0")):
+        parts = run_step(tmp_path / "parts.pt", name, micro, shares)
+        for key in ("loss", "share/ht", "share/lh", "rollout/length", "optim/grad_norm"):
+            assert parts["metrics"][key] == pytest.approx(whole["metrics"][key], rel=1e-6), key
+        if name == "dopd":
+            assert parts["metrics"]["threshold/gap"] == whole["metrics"]["threshold/gap"]
+        for key, grad in whole["gradients"].items():
+            torch.testing.assert_close(parts["gradients"][key], grad, rtol=1e-6, atol=1e-12)

@@ -25,9 +25,9 @@ HELD_OUT = (("red", "cross"), ("green", "square"), ("blue", "triangle"), ("yello
 SPLITS = ("train", "test", "shifted")
 TARGET_DIM = 1.0
 """Dimness of the rows that students are distilled and tested on; 0 is a clean picture."""
-DARKENING = (0.3, 0.6)
+DARKENING = (0.25, 0.5)
 """Range of the share of light that is missing at dimness 1."""
-NOISE_STD = 50.0
+NOISE_STD = 43.0
 """Standard deviation of the pixel noise in grey levels at dimness 1."""
 LEVELS = 16
 """Grey steps between stored values: keeps noisy PNG files small."""

@@ -58,9 +58,7 @@ class Scene:
         return sum(self.asked in (thing.colour, thing.shape) for thing in self.things)
 
 
-def rows(
-    split: str, num: int, seed: int = 0, *, dim: float = TARGET_DIM
-) -> list[dict[str, Any]]:
+def rows(split: str, num: int, seed: int = 0, *, dim: float = TARGET_DIM) -> list[dict[str, Any]]:
     """`num` rows of a split, pictures as PIL images in memory.
 
     Args:

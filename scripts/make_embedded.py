@@ -6,6 +6,14 @@ Without names: everything, in this order. Each model is trained by supervised le
 answers, on plain and privileged prompts, and ends with a table of greedy accuracies. The teachers
 have seen what the tests show; the picture student has seen clean pictures only, the text student
 is missing four of the ten verbs, and both are reliable once the privilege tells them.
+
+With one thread per model a step takes 0.2 to 0.35 s: 6 minutes for student_vl, 9 for teacher_vl,
+3 for each text model. Accuracy of the shipped checkpoints on test / shifted (greedy, as printed):
+
+    teacher_vl    plain 1.000 / 0.990   captions 0.971 / 0.960   hints 1.000 / 0.910
+    student_vl    plain 0.604 / 0.385   captions 0.992 / 0.975   hints 1.000 / 0.930
+    teacher_text  plain 1.000 / 1.000   hints 1.000 / 1.000
+    student_text  plain 0.571 / 0.360   hints 1.000 / 1.000
 """
 
 import argparse
@@ -32,6 +40,8 @@ from dopd_vlm.rollout import generate
 from dopd_vlm.types import ViewName
 
 NUM_TEST, NUM_SHIFTED = 240, 200
+PRETRAIN_DIM = 1.4 * shapes.TARGET_DIM
+"""Largest dimness in training: beyond the tests', so that they lie inside the range."""
 UNKNOWN_VERBS = ("earns", "wins", "gives", "drops")
 """Verbs whose meaning the text student is never taught."""
 Row = dict[str, Any]
@@ -62,9 +72,9 @@ def picture_scene(generator: np.random.Generator, is_all: bool) -> shapes.Scene:
 
 
 def teacher_picture_row(generator: np.random.Generator, is_privileged: bool) -> Row:
-    """All pairs, from clean to a little dimmer than the tests."""
+    """All pairs, from clean to dimmer than the tests."""
     scene = picture_scene(generator, True)
-    picture = shapes.render(scene, generator, 1.2 * shapes.TARGET_DIM * generator.random())
+    picture = shapes.render(scene, generator, PRETRAIN_DIM * generator.random())
     return shapes.make_row(scene, picture, "made", "pretrain", 0)
 
 
@@ -74,7 +84,7 @@ def student_picture_row(generator: np.random.Generator, is_privileged: bool) -> 
     scene = picture_scene(generator, is_privileged)
     if is_privileged and generator.random() < 0.5:
         other = shapes.make_scene(generator, columns=scene.columns)
-        picture = shapes.render(other, generator, 1.2 * shapes.TARGET_DIM * generator.random())
+        picture = shapes.render(other, generator, PRETRAIN_DIM * generator.random())
     else:
         picture = shapes.render(scene, generator, 0.0)
     return shapes.make_row(scene, picture, "made", "pretrain", 0)

@@ -5,14 +5,20 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo demo-text test test-slow lint bench clean
+
+.PHONY: install install-dev demo demo-text demo-llm test test-slow lint bench clean
 
 install: $(VENV)/installed
+install-dev: $(VENV)/installed-dev
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[eval,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[eval,viz]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 demo: install
@@ -23,16 +29,17 @@ demo-text: install
 	rm -rf runs/demo_text
 	$(BIN)/python scripts/train.py scripts/recipes/demo_text.yaml
 
-lint: install
+lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# One thread per worker: two workers with two threads each are slower than one.
 test: lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
-test-slow: install
-	$(BIN)/python -m pytest -q -m slow
+test-slow: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 bench: install
 	$(BIN)/python scripts/bench.py loss

@@ -115,7 +115,7 @@ PICTURE_FORMS = (
 """Captions most often: the demo's privilege."""
 RECIPES = {
     "teacher_vl": Recipe(
-        steps=1500, learning_rate=2e-3, row=teacher_picture_row, privileged=PICTURE_FORMS,
+        steps=1900, learning_rate=2e-3, row=teacher_picture_row, privileged=PICTURE_FORMS,
         privileged_share=0.5,
     ),
     "student_vl": Recipe(

@@ -1,0 +1,100 @@
+"""One recipe under several methods and seeds, and a table of the final accuracies.
+
+    python scripts/sweep.py scripts/recipes/demo.yaml --methods dopd,opd,priv_s_to_s --seeds 0,1,2
+
+Every run is a process of scripts/train.py in runs/sweep/METHOD-SEED; one that is finished is not run
+again, one that was interrupted goes on. The table gives mean +- standard error over the seeds, in %.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+TRAIN = Path(__file__).with_name("train.py")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0; 1 where a run failed (the others are still made and shown)."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--methods", default="dopd,opd,priv_s_to_s,priv_t_to_s,priv_t_to_priv_s")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    given = parser.parse_args(arguments)
+    console = Console()
+    methods, seeds = given.methods.split(","), given.seeds.split(",")
+    failed = []
+    for seed in seeds:
+        for method in methods:
+            console.print(f"{method}, seed {seed}")
+            if not run(given.recipe, method, seed, given.out, given.overrides):
+                failed.append(f"{method}-{seed}")
+    console.print(table(given.out, methods, seeds))
+    if failed:
+        console.print(f"failed: {', '.join(failed)}; their output is in {given.out}/NAME.log")
+    return 1 if failed else 0
+
+
+def run(recipe: str, method: str, seed: str, out: Path, overrides: Sequence[str]) -> bool:
+    """Makes one run unless it is finished; its console output goes to a file beside it."""
+    folder = out / f"{method}-{seed}"
+    if final_scores(folder):
+        return True
+    settings = [
+        f"name={folder.name}", f"output_dir={out}", f"seed={seed}", f"method.name={method}",
+        f"resume={str(folder.exists()).lower()}", *overrides,
+    ]  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
+        command = [sys.executable, str(TRAIN), recipe, *settings]
+        return subprocess.run(command, stdout=log, stderr=log, check=False).returncode == 0
+
+
+def final_scores(folder: Path) -> dict[str, float]:
+    """{task/view: accuracy} of a finished run's last evaluation; empty where it is not finished."""
+    if not (folder / "metrics.jsonl").exists():
+        return {}
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    last = [r for r in map(json.loads, lines) if r["step"] == config["optim"]["max_steps"]]
+    return {
+        name.removeprefix("eval/").removesuffix("/accuracy"): value
+        for record in last
+        for name, value in record.items()
+        if name.startswith("eval/") and name.endswith("/accuracy")
+    }
+
+
+def table(out: Path, methods: Sequence[str], seeds: Sequence[str]) -> Table:
+    """Methods down, tasks and views across."""
+    found = {m: [s for seed in seeds if (s := final_scores(out / f"{m}-{seed}"))] for m in methods}
+    columns = sorted({name for scores in found.values() for one in scores for name in one})
+    made = Table(title="accuracy in %, mean +- standard error over seeds")
+    made.add_column("method")
+    made.add_column("seeds", justify="right")
+    for name in columns:
+        made.add_column(name, justify="right")
+    for method, scores in found.items():
+        made.add_row(method, str(len(scores)), *(cell([s[c] for s in scores]) for c in columns))
+    return made
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean and standard error of the mean, in percent."""
+    if not values:
+        return "-"
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{100 * statistics.mean(values):.1f} +- {100 * error:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

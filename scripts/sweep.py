@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     console = Console()
     methods, seeds = given.methods.split(","), given.seeds.split(",")
     failed = []
@@ -89,11 +89,13 @@ def table(out: Path, methods: Sequence[str], seeds: Sequence[str]) -> Table:
 
 
 def cell(values: Sequence[float]) -> str:
-    """Mean and standard error of the mean, in percent."""
+    """Mean and, of two seeds or more, its standard error, in percent."""
     if not values:
         return "-"
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{100 * statistics.mean(values):.1f} +- {100 * error:.1f}"
+    mean = f"{100 * statistics.mean(values):.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} +- {100 * statistics.stdev(values) / len(values) ** 0.5:.1f}"
 
 
 if __name__ == "__main__":

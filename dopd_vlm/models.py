@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -74,6 +76,14 @@ class Policy:
         config = self.model.config
         ids = (getattr(config, name, None) for name in VISUAL_TOKENS)
         return tuple(sorted({int(i) for i in ids if i is not None}))
+
+
+def process_state() -> PartialState:
+    """This process among those of `accelerate launch` or `torchrun`.
+
+    PartialState alone overlooks ACCELERATE_USE_CPU and would then see one process.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def load_policy(

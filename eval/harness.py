@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import gather_object
 from rich.progress import Progress
 
 from dopd_vlm.config import ModelConfig
-from dopd_vlm.models import Policy, load_policy
+from dopd_vlm.models import Policy, load_policy, process_state
 from dopd_vlm.types import Sample, ViewName
 
 from .aggregate import aggregate
@@ -100,14 +100,6 @@ def _counter(task: Benchmark) -> Scorer:
         return scorer(task.answer_type, **task.scorer)
     options = {"number": dict(task.scorer)}
     return lambda text, sample: score(text, sample, **options.get(sample.answer_type, {}))
-
-
-def process_state() -> PartialState:
-    """This process among those of `accelerate launch` or `torchrun`.
-
-    PartialState alone overlooks ACCELERATE_USE_CPU and would then see one process.
-    """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _generator(

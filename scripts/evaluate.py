@@ -25,10 +25,10 @@ from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_samples
 from dopd_vlm.eval import report
 from dopd_vlm.eval.benchmarks import SUITES, Benchmark, benchmark_names, load_benchmark
-from dopd_vlm.eval.harness import evaluate, process_state
+from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results import Results, read_results, write_results
 from dopd_vlm.eval.schemas import to_rows
-from dopd_vlm.models import load_policy
+from dopd_vlm.models import load_policy, process_state
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.types import Sample
 

@@ -266,7 +266,7 @@ SHARED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from dopd_vlm.eval.harness import process_state
+from dopd_vlm.models import process_state
 import test_harness as t
 fake = t.Fake()
 found = t.run(Path(sys.argv[2]), generate=fake, batch_size=3)

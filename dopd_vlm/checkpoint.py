@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dopd_vlm.step import TrainState
+from dopd_vlm.state import TrainState
 
 LINK = "checkpoint"
 

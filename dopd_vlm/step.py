@@ -1,106 +1,30 @@
 """One optimizer step: rollouts -> target scores -> thresholds -> routed loss -> optimizer.
 
-Shapes: B sequences, T completion tokens, H hidden size. Every count that divides a loss is known over
-all processes and micro-batches before the first backward, so that gradients only ever add up.
+Every count that divides a loss is known over all processes and micro-batches before the first
+backward, so that gradients only ever add up.
 """
 
-import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 
-from dopd_vlm.config import RunConfig
-from dopd_vlm.encode import Batch, EncodedPrompt, collate, encode_prompt
-from dopd_vlm.methods import Method
 from dopd_vlm.models import Policy, output_head
-from dopd_vlm.prompts import build_prompts
 from dopd_vlm.rollout import generate
 from dopd_vlm.routed_loss import LossOutput, routed_loss
-from dopd_vlm.routing import Thresholds, thresholds
+from dopd_vlm.routing import Thresholds
 from dopd_vlm.scores import completion_hidden
-from dopd_vlm.target_scores import TargetScores, target_scores
+from dopd_vlm.state import EncodedSample, TrainState
+from dopd_vlm.step_metrics import batch_averages, batch_sums, total_of
+from dopd_vlm.targets import MicroBatch, batch_thresholds, score_targets
 from dopd_vlm.types import Rollout, Sample, ViewName
-
-log = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss is infinite or not a number; raised before the optimizer step."""
-
-
-@dataclass(kw_only=True)
-class TrainState:
-    """What training changes (`step`, weights, moments) and what it needs at hand."""
-
-    config: RunConfig
-    accelerator: Accelerator
-    student: Policy
-    teacher: Policy | None
-    self_target: Policy | None
-    """The student itself when live; a second model when ema or frozen; None where the method has none."""
-    method: Method
-    optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
-    vocab_size: int
-    """Softmax width: the smaller of the two heads, which may be padded differently."""
-    step: int = 0
-    num_skipped: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedSample:
-    """A sample with its two encoded prompts, shared by all its rollouts."""
-
-    sample: Sample
-    prompts: Mapping[ViewName, EncodedPrompt]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One frozen distribution's hidden states [B, T, H] and pass-1 scores on the sampled tokens."""
-
-    hidden: Tensor
-    mask: Tensor
-    scores: TargetScores
-
-    def rows(self, part: slice, mask: Tensor) -> "Target":
-        """Sequences `part` of the scored ones, whose own mask is `mask`.
-
-        The supports hold valid tokens only, in row order, so that a range of sequences is a range of them.
-        """
-        width, scores = mask.shape[1], self.scores
-        first = int(self.mask[: part.start].sum())
-        tokens = slice(first, first + int(mask.sum()))
-        return Target(
-            hidden=self.hidden[part, :width],
-            mask=mask,
-            scores=replace(
-                scores,
-                logp=scores.logp[part, :width],
-                loss_logp=scores.loss_logp[part, :width],
-                top_ids=None if scores.top_ids is None else scores.top_ids[tokens],
-                top_logp=None if scores.top_logp is None else scores.top_logp[tokens],
-            ),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MicroBatch:
-    """Sequences of one forward and backward, with what both targets said about them."""
-
-    samples: Sequence[EncodedSample]
-    rollouts: Sequence[Rollout]
-    batch: Batch
-    teacher: Target | None
-    self_target: Target | None
 
 
 @dataclass(kw_only=True)
@@ -151,7 +75,7 @@ def train_step(
             score(completion_text(state.student, rollout), samples[i // per_sample].sample)
             for i, rollout in enumerate(rollouts)
         )
-        total = _total(state.accelerator, {"right": right, "n": float(len(rollouts))})
+        total = total_of(state.accelerator, {"right": right, "n": float(len(rollouts))})
         output.metrics["rollout/accuracy"] = total["right"] / total["n"]
     return output
 
@@ -166,7 +90,7 @@ def distil_step(
     with clock.phase("score"):
         micro_batches = score_targets(state, samples, rollouts)
         limits = batch_thresholds(state, micro_batches)
-        num_sequences = int(_total(state.accelerator, {"n": float(len(rollouts))})["n"])
+        num_sequences = int(total_of(state.accelerator, {"n": float(len(rollouts))})["n"])
     if num_sequences == 0:
         raise ValueError(
             f"step {state.step}: every row of the batch was skipped; see skipped.jsonl"
@@ -175,8 +99,8 @@ def distil_step(
         losses = [_backward(state, micro, limits, num_sequences) for micro in micro_batches]
     with clock.phase("step"):
         grad_norm = optimizer_step(state)
-    sums = _total(state.accelerator, _sums(losses, rollouts))
-    metrics = {**_averages(sums), "optim/grad_norm": grad_norm}
+    sums = total_of(state.accelerator, batch_sums(losses, rollouts))
+    metrics = {**batch_averages(sums), "optim/grad_norm": grad_norm}
     if limits is not None:
         metrics |= {
             "threshold/gap": limits.gap,
@@ -186,27 +110,6 @@ def distil_step(
     return StepOutput(
         metrics=metrics, micro_batches=micro_batches, losses=losses, thresholds=limits
     )
-
-
-def encode_sample(state: TrainState, sample: Sample) -> EncodedSample:
-    """Both views' prompts, encoded once. Raises ValueError naming the uid."""
-    config, pair = state.config, build_prompts(sample, state.config.prompts)
-    views: tuple[ViewName, ...] = ("plain", "privileged")
-    prompts: dict[ViewName, EncodedPrompt] = {
-        view: encode_prompt(
-            state.student,
-            pair.view(view),
-            uid=sample.uid,
-            template_kwargs=config.chat.template_kwargs,
-        )
-        for view in views
-    }
-    longest, limit = max(len(p.input_ids) for p in prompts.values()), config.chat.max_prompt_length
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"sample {sample.uid!r}: a prompt of {longest} tokens, chat.max_prompt_length is {limit}"
-        )
-    return EncodedSample(sample=sample, prompts=prompts)
 
 
 def roll_out(state: TrainState, samples: Sequence[EncodedSample]) -> list[Rollout]:
@@ -225,52 +128,6 @@ def roll_out(state: TrainState, samples: Sequence[EncodedSample]) -> list[Rollou
             seed=seed,
             batch_size=rollout.batch_size,
         )
-
-
-def score_targets(
-    state: TrainState, samples: Sequence[EncodedSample], rollouts: Sequence[Rollout]
-) -> list[MicroBatch]:
-    """Micro-batches of like length, each with both targets' hidden states and scores, without gradient."""
-    optim, per_sample = state.config.optim, len(rollouts) // max(1, len(samples))
-    rows = sorted(
-        ((samples[i // per_sample], rollout) for i, rollout in enumerate(rollouts)),
-        key=lambda row: len(row[1].completion_ids),
-        reverse=True,
-    )
-    micro_batches = []
-    for start in range(0, len(rows), optim.score_batch_size):
-        chosen = rows[start : start + optim.score_batch_size]
-        teacher = _target(
-            state, state.teacher, state.method.teacher_view, state.method.teacher_top_k, chosen
-        )
-        own = _target(
-            state,
-            state.self_target,
-            state.method.self_target_view,
-            state.method.self_target_top_k,
-            chosen,
-        )
-        for first in range(0, len(chosen), optim.micro_batch_size):
-            part = slice(first, first + optim.micro_batch_size)
-            micro_batches.append(_micro_batch(state, chosen[part], part, teacher, own))
-    return micro_batches
-
-
-def _micro_batch(
-    state: TrainState,
-    rows: Sequence[tuple[EncodedSample, Rollout]],
-    part: slice,
-    teacher: Target | None,
-    own: Target | None,
-) -> MicroBatch:
-    batch = _batch(state, state.method.student_view, rows)
-    return MicroBatch(
-        samples=[sample for sample, _ in rows],
-        rollouts=[rollout for _, rollout in rows],
-        batch=batch,
-        teacher=teacher and teacher.rows(part, batch.mask),
-        self_target=own and own.rows(part, batch.mask),
-    )
 
 
 def completion_text(policy: Policy, rollout: Rollout) -> str:
@@ -303,73 +160,6 @@ def greedy_views(
         metrics[f"probe/{view}_accuracy"] = sum(right) / max(1, len(right))
         metrics[f"probe/{view}_length"] = sum(lengths) / max(1, len(lengths))
     return metrics
-
-
-def _batch(
-    state: TrainState, view: ViewName, rows: Sequence[tuple[EncodedSample, Rollout]]
-) -> Batch:
-    return collate(
-        [sample.prompts[view] for sample, _ in rows],
-        [rollout.completion_ids for _, rollout in rows],
-        pad_id=state.student.pad_id,
-    )
-
-
-def _target(
-    state: TrainState,
-    policy: Policy | None,
-    view: ViewName,
-    top_k: int | None,
-    rows: Sequence[tuple[EncodedSample, Rollout]],
-) -> Target | None:
-    if policy is None:
-        return None
-    batch = _batch(state, view, rows).to(policy.device)
-    with torch.no_grad(), state.accelerator.autocast():
-        hidden = completion_hidden(policy, batch)
-    scores = target_scores(
-        hidden,
-        output_head(policy),
-        batch.completion_ids,
-        batch.mask,
-        top_k=top_k,
-        temperature=state.config.method.temperature,
-        vocab_size=state.vocab_size,
-        chunk_size=state.config.method.chunk_size,
-    )
-    return Target(hidden=hidden, mask=batch.mask.cpu(), scores=scores)
-
-
-def batch_thresholds(state: TrainState, micro_batches: Sequence[MicroBatch]) -> Thresholds | None:
-    """Thresholds over every valid token of the optimizer batch, of all processes; None without a gap."""
-    if not state.method.routes_by_gap:
-        return None
-    pairs = [torch.empty(0, 2, dtype=torch.float64, device=state.accelerator.device)]
-    for micro in micro_batches:
-        assert micro.teacher is not None and micro.self_target is not None
-        mask = micro.batch.mask.to(micro.teacher.scores.logp.device)
-        pairs.append(
-            torch.stack(
-                [micro.teacher.scores.logp[mask], micro.self_target.scores.logp[mask]], -1
-            ).double()
-        )
-    scores = _gather_rows(state.accelerator, torch.cat(pairs))
-    return thresholds(
-        scores[None, :, 0],
-        scores[None, :, 1],
-        torch.ones(1, len(scores), dtype=torch.bool),
-        state.config.method.trim,
-    )
-
-
-def _gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
-    """Rows of all processes, of which each may hold another number; NaN marks the padding."""
-    if accelerator.num_processes == 1:
-        return rows.cpu()
-    padded = accelerator.pad_across_processes(rows, dim=0, pad_index=float("nan"))  # type: ignore[arg-type]
-    gathered = accelerator.gather(padded)
-    assert isinstance(gathered, Tensor)
-    return gathered[~gathered.isnan().any(-1)].cpu()
 
 
 def _backward(
@@ -445,49 +235,3 @@ def optimizer_step(state: TrainState) -> float:
 def _update_average_(average: torch.nn.Module, model: torch.nn.Module, rate: float) -> None:
     for old, new in zip(average.parameters(), model.parameters(), strict=True):
         old.lerp_(new.to(old.dtype), rate)
-
-
-def _sums(losses: Sequence[LossOutput], rollouts: Sequence[Rollout]) -> dict[str, float]:
-    sums: dict[str, float] = defaultdict(float)
-    for output in losses:
-        for name, value in output.metrics.items():
-            sums[name] += float(value)
-        sums["loss"] += float(output.loss.detach())
-    sums["count/sequences"] += len(rollouts)
-    sums["count/completion_tokens"] += sum(len(r.completion_ids) for r in rollouts)
-    sums["count/truncated"] += sum(r.finish_reason == "length" for r in rollouts)
-    return sums
-
-
-def _total(accelerator: Accelerator, sums: Mapping[str, float]) -> Counter[str]:
-    """Sums over processes, in the order of their ranks."""
-    if accelerator.num_processes == 1:
-        return Counter(sums)
-    total: Counter[str] = Counter()
-    for part in gather_object([dict(sums)]):
-        total.update(part)
-    return total
-
-
-def _averages(sums: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of the whole batch from its sums, each divided once by its own count."""
-
-    def mean(value: str, count: str) -> float:
-        return sums[value] / sums[count] if sums[count] else 0.0
-
-    metrics = {
-        "loss": sums["loss"],
-        "divergence/all": mean("divergence/all", "count/tokens"),
-        "entropy/student": mean("entropy/student", "count/trained"),
-        "rollout/length": mean("count/completion_tokens", "count/sequences"),
-        "rollout/truncated": mean("count/truncated", "count/sequences"),
-        "count/completion_tokens": sums["count/completion_tokens"],
-        "count/sequences": sums["count/sequences"],
-    }
-    for name in ("lh", "ll", "ht", "hs"):
-        metrics[f"share/{name}"] = mean(f"count/{name}", "count/tokens")
-        metrics[f"divergence/{name}"] = mean(f"divergence/{name}", f"count/{name}")
-    for name in ("gap/all", "prob/student", "prob/teacher"):
-        if name in sums:
-            metrics[name.replace("/all", "/mean")] = mean(name, "count/tokens")
-    return metrics

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dopd_vlm.config import RunConfig, to_yaml
-from dopd_vlm.step import StepOutput, TrainState
+from dopd_vlm.state import TrainState
+from dopd_vlm.step import StepOutput
 from dopd_vlm.types import Regime
 
 PACKAGES = (

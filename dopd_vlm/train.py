@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from transformers import get_cosine_schedule_with_warmup
@@ -22,7 +22,8 @@ from dopd_vlm.checkpoint import check_space, last_checkpoint, load_trainer_, sav
 from dopd_vlm.config import RunConfig
 from dopd_vlm.methods import Method, method
 from dopd_vlm.models import Policy, add_lora, check_vocabularies, has_bfloat16, load_policy
-from dopd_vlm.step import Clock, EncodedSample, TrainState, encode_sample, greedy_views, train_step
+from dopd_vlm.state import EncodedSample, TrainState, encode_sample
+from dopd_vlm.step import Clock, greedy_views, train_step
 from dopd_vlm.tracking import Tracker, decoded_samples, open_run_folder
 from dopd_vlm.types import Sample
 
@@ -237,11 +238,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         log_with=list(config.tracking) or None,
         project_dir=str(run_folder(config)),
     )
-
-
-def process_state() -> PartialState:
-    """This process among those of the run."""
-    return PartialState()
 
 
 def run_folder(config: RunConfig) -> Path:

@@ -16,7 +16,8 @@ from dopd_vlm.config import (
     RunConfig,
 )
 from dopd_vlm.methods import METHODS, method
-from dopd_vlm.step import Clock, NonFiniteLossError, TrainState, distil_step, encode_sample
+from dopd_vlm.state import TrainState, encode_sample
+from dopd_vlm.step import Clock, NonFiniteLossError, distil_step
 from dopd_vlm.types import Rollout
 
 UIDS = ("a", "bcd", "ef")

@@ -1,0 +1,162 @@
+"""The targets' side of a step: micro-batches with what teacher and self-target say, and the thresholds.
+
+Shapes: B sequences, T completion tokens, H hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dopd_vlm.encode import Batch, collate
+from dopd_vlm.models import Policy, output_head
+from dopd_vlm.routing import Thresholds, thresholds
+from dopd_vlm.scores import completion_hidden
+from dopd_vlm.state import EncodedSample, TrainState
+from dopd_vlm.step_metrics import gather_rows
+from dopd_vlm.target_scores import TargetScores, target_scores
+from dopd_vlm.types import Rollout, ViewName
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One frozen distribution's hidden states [B, T, H] and pass-1 scores on the sampled tokens."""
+
+    hidden: Tensor
+    mask: Tensor
+    scores: TargetScores
+
+    def rows(self, part: slice, mask: Tensor) -> "Target":
+        """Sequences `part` of the scored ones, whose own mask is `mask`.
+
+        The supports hold valid tokens only, in row order, so that a range of sequences is a range of them.
+        """
+        width, scores = mask.shape[1], self.scores
+        first = int(self.mask[: part.start].sum())
+        tokens = slice(first, first + int(mask.sum()))
+        return Target(
+            hidden=self.hidden[part, :width],
+            mask=mask,
+            scores=replace(
+                scores,
+                logp=scores.logp[part, :width],
+                loss_logp=scores.loss_logp[part, :width],
+                top_ids=None if scores.top_ids is None else scores.top_ids[tokens],
+                top_logp=None if scores.top_logp is None else scores.top_logp[tokens],
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Sequences of one forward and backward, with what both targets said about them."""
+
+    samples: Sequence[EncodedSample]
+    rollouts: Sequence[Rollout]
+    batch: Batch
+    teacher: Target | None
+    self_target: Target | None
+
+
+def score_targets(
+    state: TrainState, samples: Sequence[EncodedSample], rollouts: Sequence[Rollout]
+) -> list[MicroBatch]:
+    """Micro-batches of like length, each with both targets' hidden states and scores, without gradient."""
+    optim, per_sample = state.config.optim, len(rollouts) // max(1, len(samples))
+    rows = sorted(
+        ((samples[i // per_sample], rollout) for i, rollout in enumerate(rollouts)),
+        key=lambda row: len(row[1].completion_ids),
+        reverse=True,
+    )
+    micro_batches = []
+    for start in range(0, len(rows), optim.score_batch_size):
+        chosen = rows[start : start + optim.score_batch_size]
+        teacher = _target(
+            state, state.teacher, state.method.teacher_view, state.method.teacher_top_k, chosen
+        )
+        own = _target(
+            state,
+            state.self_target,
+            state.method.self_target_view,
+            state.method.self_target_top_k,
+            chosen,
+        )
+        for first in range(0, len(chosen), optim.micro_batch_size):
+            part = slice(first, first + optim.micro_batch_size)
+            micro_batches.append(_micro_batch(state, chosen[part], part, teacher, own))
+    return micro_batches
+
+
+def _micro_batch(
+    state: TrainState,
+    rows: Sequence[tuple[EncodedSample, Rollout]],
+    part: slice,
+    teacher: Target | None,
+    own: Target | None,
+) -> MicroBatch:
+    batch = _batch(state, state.method.student_view, rows)
+    return MicroBatch(
+        samples=[sample for sample, _ in rows],
+        rollouts=[rollout for _, rollout in rows],
+        batch=batch,
+        teacher=teacher and teacher.rows(part, batch.mask),
+        self_target=own and own.rows(part, batch.mask),
+    )
+
+
+def _batch(
+    state: TrainState, view: ViewName, rows: Sequence[tuple[EncodedSample, Rollout]]
+) -> Batch:
+    return collate(
+        [sample.prompts[view] for sample, _ in rows],
+        [rollout.completion_ids for _, rollout in rows],
+        pad_id=state.student.pad_id,
+    )
+
+
+def _target(
+    state: TrainState,
+    policy: Policy | None,
+    view: ViewName,
+    top_k: int | None,
+    rows: Sequence[tuple[EncodedSample, Rollout]],
+) -> Target | None:
+    if policy is None:
+        return None
+    batch = _batch(state, view, rows).to(policy.device)
+    with torch.no_grad(), state.accelerator.autocast():
+        hidden = completion_hidden(policy, batch)
+    scores = target_scores(
+        hidden,
+        output_head(policy),
+        batch.completion_ids,
+        batch.mask,
+        top_k=top_k,
+        temperature=state.config.method.temperature,
+        vocab_size=state.vocab_size,
+        chunk_size=state.config.method.chunk_size,
+    )
+    return Target(hidden=hidden, mask=batch.mask.cpu(), scores=scores)
+
+
+def batch_thresholds(state: TrainState, micro_batches: Sequence[MicroBatch]) -> Thresholds | None:
+    """Thresholds over every valid token of the optimizer batch, of all processes; None without a gap."""
+    if not state.method.routes_by_gap:
+        return None
+    pairs = [torch.empty(0, 2, dtype=torch.float64, device=state.accelerator.device)]
+    for micro in micro_batches:
+        assert micro.teacher is not None and micro.self_target is not None
+        mask = micro.batch.mask.to(micro.teacher.scores.logp.device)
+        pairs.append(
+            torch.stack(
+                [micro.teacher.scores.logp[mask], micro.self_target.scores.logp[mask]], -1
+            ).double()
+        )
+    scores = gather_rows(state.accelerator, torch.cat(pairs))
+    return thresholds(
+        scores[None, :, 0],
+        scores[None, :, 1],
+        torch.ones(1, len(scores), dtype=torch.bool),
+        state.config.method.trim,
+    )

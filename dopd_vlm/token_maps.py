@@ -1,0 +1,265 @@
+"""Token maps: what happens to each token of a completion, as records that JSON can hold.
+
+A probe is a sample that is looked at again and again; a token map is one completion of it at one
+moment: for each token its regime, gap, confidences, loss and what the three distributions would say.
+Shapes: B sequences, T completion tokens, N valid tokens.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dopd_vlm.encode import collate
+from dopd_vlm.models import Policy, output_head
+from dopd_vlm.rollout import generate
+from dopd_vlm.routed_loss import LossOutput, routed_loss
+from dopd_vlm.routing import Thresholds, thresholds
+from dopd_vlm.scores import completion_hidden
+from dopd_vlm.step import EncodedSample, MicroBatch, TrainState, completion_text, score_targets
+from dopd_vlm.target_scores import TargetScores, target_scores
+from dopd_vlm.types import Regime, Rollout, Sample, ViewName
+
+TOP = 5
+"""Candidates shown of each distribution."""
+LONGEST_SIDE = 480
+"""Pixels to which larger pictures are scaled down in a probe."""
+
+
+def probe_record(encoded: EncodedSample) -> dict[str, Any]:
+    """What a page shows of a sample: uid, answer, and of both views the prompt and the pictures.
+
+    {"uid", "answer", "plain": {"text", "images": [data URI], "context"}, "privileged": {...}}
+    """
+    sample = encoded.sample
+    views: tuple[ViewName, ...] = ("plain", "privileged")
+    return {
+        "uid": sample.uid,
+        "answer": sample.answer,
+        **{
+            view: {
+                "text": encoded.prompts[view].text,
+                "context": sample.view(view).context,
+                "images": [picture_uri(image) for image in sample.view(view).images],
+            }
+            for view in views
+        },
+    }
+
+
+def picture_uri(image: Image.Image) -> str:
+    """The picture as a data URI, scaled down to LONGEST_SIDE."""
+    shown = image.copy()
+    shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    kind, options = ("jpeg", {"quality": 85}) if max(image.size) > 256 else ("png", {})
+    buffer = io.BytesIO()
+    shown.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+@torch.no_grad()
+def token_maps(
+    state: TrainState,
+    samples: Sequence[EncodedSample],
+    *,
+    limits: Thresholds | None = None,
+    score_answer: Callable[[str, Sample], float] | None = None,
+) -> list[dict[str, Any]]:
+    """One completion of each sample with all that routing knows of its tokens; changes nothing.
+
+    Completions are sampled as in training, with a seed that does not depend on the step, so that
+    maps of two moments differ by what was learnt. Runs on one process, without collectives; a
+    state for a checkpoint comes from `train.build_state`.
+
+    Args:
+        state: models, method and settings.
+        samples: probes, encoded by `step.encode_sample`.
+        limits: the routing thresholds of a training batch; None takes those of these tokens.
+        score_answer: adds `correct`.
+
+    Returns:
+        One record a sample, in order: `uid`, `step`, `method`, `finish_reason`, `text`, `correct`
+        or None, `threshold` (`gap`, `q_student`, `q_teacher`, `of`: "batch" or "probes") or None,
+        and lists with one entry a token: `tokens`, `regime` (0 LH, 1 LL, 2 HT, 3 HS, or None for
+        a method that does not route by gap), `loss` (unweighted divergence, nats), `weight` (of
+        the route), `q_plain`, `q_student`, `q_teacher` (probability of the token under the
+        student's plain and privileged view and the teacher), `gap` = |log q_T - log q_S| (nats;
+        None unless the teacher scores the privileged view), and `top`: {"student_plain",
+        "student_privileged", "teacher"} -> a list of [token, probability] of the TOP best.
+        Entries of a model that the method does not have are None.
+    """
+    settings = state.config.rollout
+    with state.accelerator.autocast():
+        rollouts = generate(
+            state.student,
+            [sample.prompts["plain"] for sample in samples],
+            max_completion_length=settings.max_completion_length,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            seed=state.config.seed,
+            batch_size=settings.batch_size,
+        )
+    micro_batches = score_targets(state, samples, rollouts)
+    origin = "probes" if limits is None else "batch"
+    limits = limits or _own_thresholds(state, micro_batches)
+    threshold = None if limits is None else {**vars(limits), "of": origin}
+    found: dict[int, dict[str, Any]] = {}
+    for micro in micro_batches:
+        columns = _columns(state, micro, limits)
+        for rollout, sample, column in zip(micro.rollouts, micro.samples, columns, strict=True):
+            text = completion_text(state.student, rollout)
+            found[id(rollout)] = {
+                "uid": rollout.uid,
+                "step": state.step,
+                "method": state.method.name,
+                "finish_reason": rollout.finish_reason,
+                "text": text,
+                "correct": score_answer(text, sample.sample) if score_answer else None,
+                "threshold": threshold,
+                **column,
+            }
+    return [found[id(rollout)] for rollout in rollouts]
+
+
+def _own_thresholds(state: TrainState, micro_batches: Sequence[MicroBatch]) -> Thresholds | None:
+    if not state.method.routes_by_gap:
+        return None
+    pairs = [
+        (micro.teacher.scores.logp[mask], micro.self_target.scores.logp[mask])
+        for micro in micro_batches
+        if micro.teacher and micro.self_target
+        for mask in [micro.batch.mask.to(micro.teacher.scores.logp.device)]
+    ]
+    teacher, student = (torch.cat(part) for part in zip(*pairs, strict=True))
+    mask = torch.ones_like(teacher, dtype=torch.bool)
+    return thresholds(teacher, student, mask, state.config.method.trim)
+
+
+def _columns(
+    state: TrainState, micro: MicroBatch, limits: Thresholds | None
+) -> list[dict[str, Any]]:
+    """One dict of per-token lists for each sequence."""
+    loss = _loss(state, micro, limits)
+    scores = {
+        "student_plain": _view_scores(state, state.student, "plain", micro),
+        "student_privileged": _view_scores(
+            state, state.self_target or state.student, "privileged", micro
+        ),
+        "teacher": _view_scores(state, state.teacher, state.method.teacher_view, micro),
+    }
+    ends = micro.batch.mask.sum(-1).cumsum(0).tolist()
+    return [
+        _column(state, row, rollout, slice(end - len(rollout.completion_ids), end), loss, scores)
+        for row, (rollout, end) in enumerate(zip(micro.rollouts, ends, strict=True))
+    ]
+
+
+def _column(
+    state: TrainState,
+    row: int,
+    rollout: Rollout,
+    rows: slice,
+    loss: LossOutput,
+    scores: dict[str, TargetScores | None],
+) -> dict[str, Any]:
+    length = len(rollout.completion_ids)
+    logp = {
+        name: None if found is None else found.logp[row, :length].double()
+        for name, found in scores.items()
+    }
+    teacher, student = logp["teacher"], logp["student_privileged"]
+    comparable = (
+        teacher is not None and student is not None and state.method.teacher_view == "privileged"
+    )
+    regime = loss.regime[row, :length].tolist()
+    weights = [state.method.routes[Regime(kind)].weight for kind in regime]
+    return {
+        "tokens": token_texts(state.student, rollout.completion_ids),
+        "regime": regime if state.method.routes_by_gap else None,
+        "loss": rounded(loss.per_token[row, :length]),
+        "weight": weights,
+        "gap": rounded((teacher - student).abs()) if comparable else None,  # type: ignore[operator]
+        "q_plain": _probabilities(logp["student_plain"]),
+        "q_student": _probabilities(student),
+        "q_teacher": _probabilities(teacher),
+        "top": {name: _top(state, found, rows) for name, found in scores.items()},
+    }
+
+
+def _view_scores(
+    state: TrainState, policy: Policy | None, view: ViewName, micro: MicroBatch
+) -> TargetScores | None:
+    """The policy's scores of the sampled tokens in that view, at temperature 1, with its TOP best."""
+    if policy is None:
+        return None
+    batch = collate(
+        [sample.prompts[view] for sample in micro.samples],
+        [rollout.completion_ids for rollout in micro.rollouts],
+        pad_id=policy.pad_id,
+    ).to(policy.device)
+    with state.accelerator.autocast():
+        hidden = completion_hidden(policy, batch)
+    return target_scores(
+        hidden,
+        output_head(policy),
+        batch.completion_ids,
+        batch.mask,
+        top_k=TOP,
+        vocab_size=state.vocab_size,
+    )
+
+
+def _loss(state: TrainState, micro: MicroBatch, limits: Thresholds | None) -> LossOutput:
+    """The training loss of these sequences, without gradient."""
+    student, method = state.student, state.config.method
+    batch = micro.batch.to(student.device)
+    with state.accelerator.autocast():
+        hidden = completion_hidden(student, batch)
+    teacher, own = micro.teacher, micro.self_target
+    return routed_loss(
+        hidden,
+        output_head(student),
+        own.hidden if own else None,
+        teacher.hidden if teacher else None,
+        output_head(state.teacher) if state.teacher else None,
+        batch.completion_ids,
+        batch.mask,
+        state.method,
+        privileged_head=output_head(state.self_target) if state.self_target else None,
+        thresholds=limits,
+        trim=method.trim,
+        temperature=method.temperature,
+        chunk_size=method.chunk_size,
+        teacher_scores=teacher.scores if teacher else None,
+        privileged_scores=own.scores if own else None,
+    )
+
+
+def _top(state: TrainState, scores: TargetScores | None, rows: slice) -> Any:
+    """For each token the TOP best [token, probability] pairs."""
+    if scores is None or scores.top_ids is None or scores.top_logp is None:
+        return None
+    names = token_texts(state.student, scores.top_ids[rows].flatten().long().cpu())
+    shares = _probabilities(scores.top_logp[rows].flatten()) or []
+    pairs = [[name, share] for name, share in zip(names, shares, strict=True)]
+    width = scores.top_ids.shape[1]
+    return [pairs[start : start + width] for start in range(0, len(pairs), width)]
+
+
+def token_texts(policy: Policy, ids: Tensor) -> list[str]:
+    """Each id as text on its own, special tokens included."""
+    return policy.tokenizer.batch_decode(ids[:, None], clean_up_tokenization_spaces=False)
+
+
+def _probabilities(logp: Tensor | None) -> list[float] | None:
+    return None if logp is None else rounded(logp.double().exp())
+
+
+def rounded(values: Tensor) -> list[float]:
+    """Numbers for a log: five decimals."""
+    return [round(value, 5) for value in values.double().tolist()]

@@ -20,8 +20,10 @@ from dopd_vlm.rollout import generate
 from dopd_vlm.routed_loss import LossOutput, routed_loss
 from dopd_vlm.routing import Thresholds, thresholds
 from dopd_vlm.scores import completion_hidden
-from dopd_vlm.step import EncodedSample, MicroBatch, TrainState, completion_text, score_targets
+from dopd_vlm.state import EncodedSample, TrainState
+from dopd_vlm.step import completion_text
 from dopd_vlm.target_scores import TargetScores, target_scores
+from dopd_vlm.targets import MicroBatch, score_targets
 from dopd_vlm.types import Regime, Rollout, Sample, ViewName
 
 TOP = 5
@@ -77,7 +79,7 @@ def token_maps(
 
     Args:
         state: models, method and settings.
-        samples: probes, encoded by `step.encode_sample`.
+        samples: probes, encoded by `state.encode_sample`.
         limits: the routing thresholds of a training batch; None takes those of these tokens.
         score_answer: adds `correct`.
 

@@ -106,19 +106,13 @@ def convert(path: Path, folder: Path) -> Path:
 
 
 def read_model(path: Path) -> PreTrainedModel:
-    """The weights in bfloat16, in a model that may be saved: one read from GGUF refuses to."""
-    read = AutoModelForCausalLM.from_pretrained(
+    """The weights in bfloat16; left in GGUF's blocks, as is the default, they could not be saved."""
+    return AutoModelForCausalLM.from_pretrained(
         path.parent,
         gguf_file=path.name,
-        dtype=torch.float32,
+        dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
     )
-    config = read.config
-    del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.load_state_dict(read.state_dict())
-    model.generation_config = read.generation_config
-    return model
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -1,12 +1,15 @@
 """Sample records -> Results."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from dopd_vlm.types import Sample, ViewName
 
 from .benchmarks import Benchmark
+from .records import shares
+from .requests import pictures_hash
 from .results import Results
-from .stats import pass_at_k
+from .stats import Estimate, clustered_mean, pass_at_k
 from .store import Record
 
 
@@ -25,11 +28,13 @@ def aggregate(
     for record in records:
         by_uid[record["uid"]].append(record["accuracy"])
     per_question = {uid: sum(scores) / len(scores) for uid, scores in by_uid.items()}
-    clusters = _labels(samples, task.cluster)
+    clusters = _labels(samples, task.cluster) if task.cluster else _shared_pictures(samples)
     keys = [clusters.get(uid, uid) for uid in per_question]
     found = Accuracy().compute(predictions=list(per_question.values()), references=keys)
     assert found is not None
+    rates = shares(records)
     num_generations = len(records) // len(samples)
+    categories = _by_label(per_question, _labels(samples, task.category), clusters)
     return Results(
         name=task.name,
         view=view,
@@ -38,12 +43,18 @@ def aggregate(
         stderr=found["accuracy_stderr"],
         n=len(per_question),
         num_generations=num_generations,
-        unparsed_rate=_share([r["filtered_resps"][0] is None for r in records]),
-        truncated_rate=_share([r["finish_reason"] == "length" for r in records]),
-        error_rate=_share([r["filter"].startswith("error") for r in records]),
+        unparsed_rate=rates.unparsed,
+        empty_rate=rates.empty,
+        truncated_rate=rates.truncated,
+        error_rate=rates.scorer_error,
+        failed_rate=rates.failed,
         per_question=per_question,
         clusters=clusters,
-        categories=_by_label(per_question, _labels(samples, task.category)),
+        categories={label: part.value for label, part in categories.items()},
+        category_stderr={
+            label: None if math.isnan(part.stderr) else part.stderr
+            for label, part in categories.items()
+        },
         all_right=_all_right(task.all_right, per_question, clusters),
         pass_at=_pass_at(by_uid, num_generations),
         mean_tokens=_share([r["num_tokens"] for r in records]),
@@ -60,11 +71,24 @@ def _labels(samples: Sequence[Sample], key: str | None) -> dict[str, str]:
     }
 
 
-def _by_label(per_question: Mapping[str, float], labels: Mapping[str, str]) -> dict[str, float]:
-    groups: dict[str, list[float]] = {}
+def _shared_pictures(samples: Sequence[Sample]) -> dict[str, str]:
+    """uid -> hash of the plain pictures where at least two questions share them; else empty."""
+    found = {s.uid: pictures_hash(s.plain.images) for s in samples if s.plain.images}
+    return found if len(set(found.values())) < len(found) else {}
+
+
+def _by_label(
+    per_question: Mapping[str, float], labels: Mapping[str, str], clusters: Mapping[str, str]
+) -> dict[str, Estimate]:
+    groups: dict[str, list[str]] = {}
     for uid, label in labels.items():
-        groups.setdefault(label, []).append(per_question[uid])
-    return {label: sum(scores) / len(scores) for label, scores in sorted(groups.items())}
+        groups.setdefault(label, []).append(uid)
+    return {
+        label: clustered_mean(
+            [per_question[uid] for uid in uids], [clusters.get(uid, uid) for uid in uids]
+        )
+        for label, uids in sorted(groups.items())
+    }
 
 
 def _all_right(

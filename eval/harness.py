@@ -5,7 +5,7 @@ returns the same Results and the first one writes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,41 @@ from dopd_vlm.types import Sample, ViewName
 from .aggregate import aggregate
 from .benchmarks import Benchmark, Generation, load_benchmark
 from .generators import Completion, Generate, halving, local_generator
-from .requests import Request, digest, make_requests, model_fingerprint
+from .records import finished, scored, stored
+from .requests import Request, digest, image_settings, make_requests, model_fingerprint
 from .results import Results, write_results
-from .scorers import Score, Scorer, score, scorer
+from .scorers import Scorer, score, scorer
 from .store import Record, SampleStore
 
-SCORER_ERRORS = (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, OSError)
 VIEWS: tuple[ViewName, ...] = ("plain", "privileged")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where completions come from, and what their hashes and the results file say about it."""
+
+    complete: Generate
+    name: str
+    fingerprint: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One benchmark in one view: everything that its requests depend on but the model."""
+
+    task: Benchmark
+    view: ViewName
+    samples: Sequence[Sample]
+    generation: Generation
+    seed: int
+    num_samples: int
+    """Questions before `limit`."""
+
+    @property
+    def title(self) -> str:
+        """For the progress bar."""
+        return f"{self.task.name} {self.view}"
 
 
 def evaluate(
@@ -67,32 +95,51 @@ def evaluate(
     task = load_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
     chosen = list(samples or ())[:limit]
     _check(task, view, chosen)
+    job = Job(
+        task=task,
+        view=view,
+        samples=chosen,
+        generation=replace(task.generation, **_checked_settings(generation or {})),
+        seed=seed,
+        num_samples=len(samples or ()),
+    )
+    source = _source(model, generate, template_kwargs, process_state())
+    return _run(job, source, Path(out) if out else None, batch_size, progress)
+
+
+def _run(
+    job: Job, source: Source, out: Path | None, batch_size: int, progress: Progress | None
+) -> Results:
     state = process_state()
-    settings = replace(task.generation, **_checked_settings(generation or {}))
-    complete, fingerprint, name = _generator(model, generate, template_kwargs, state)
+    store = SampleStore(out, job.task.name, job.view, state.process_index) if out else None
     requests = make_requests(
-        task, chosen, view=view, generation=settings, model_hash=fingerprint, seed=seed
+        job.task,
+        job.samples,
+        view=job.view,
+        generation=job.generation,
+        model_hash=source.fingerprint,
+        seed=job.seed,
     )
-    store = SampleStore(Path(out), task.name, view, state.process_index) if out else None
     mine = [r for r in requests if r.doc_id % state.num_processes == state.process_index]
-    completions = _complete(
-        mine, complete, settings, seed, batch_size, store, progress, f"{task.name} {view}"
-    )
-    count = _counter(task)
-    records = [_record(r, chosen[r.doc_id], completions[r.key], count, view) for r in mine]
+    completions = _complete(mine, job, source.complete, batch_size, store, progress)
+    count = _counter(job.task)
+    records = [scored(r, job.samples[r.doc_id], completions[r.key], count, job.view) for r in mine]
     if state.num_processes > 1:
         records = sorted(gather_object(records), key=lambda r: (r["doc_id"], r["sample_idx"]))
-    found = aggregate(task, view, name, chosen, records)
     found = replace(
-        found,
+        aggregate(job.task, job.view, source.name, job.samples, records),
         samples_path=store.path if store else None,
-        settings=_settings(task, settings, fingerprint, seed, template_kwargs, len(samples or ())),
+        settings=_settings(job, source),
     )
     if store is not None and state.is_main_process:
-        store.finish(records)
-        write_results([found], Path(out or "."), f"results_{task.name}__{view}.json")
+        _write(found, records, store)
     state.wait_for_everyone()
     return found
+
+
+def _write(found: Results, records: Sequence[Record], store: SampleStore) -> None:
+    store.finish(records)
+    write_results([found], store.path.parent, f"results_{found.name}__{found.view}.json")
 
 
 def _counter(task: Benchmark) -> Scorer:
@@ -102,50 +149,56 @@ def _counter(task: Benchmark) -> Scorer:
     return lambda text, sample: score(text, sample, **options.get(sample.answer_type, {}))
 
 
-def _generator(
+def _source(
     model: str | Policy,
     generate: Generate | None,
     template_kwargs: Mapping[str, Any] | None,
     state: PartialState,
-) -> tuple[Generate, str, str]:
-    """(generator, model hash, model name)."""
+) -> Source:
     if generate is not None:
         name = model if isinstance(model, str) else model.path
-        return halving(generate), digest(name), name
+        return Source(complete=halving(generate), name=name, fingerprint=digest(name))
     if isinstance(model, str):
         model = load_policy(ModelConfig(path=model), device=state.device or "cpu", trainable=False)
-    fingerprint = model_fingerprint(model, template_kwargs)
-    return halving(local_generator(model, template_kwargs)), fingerprint, model.path
+    return Source(
+        complete=halving(local_generator(model, template_kwargs)),
+        name=model.path,
+        fingerprint=model_fingerprint(model, template_kwargs),
+        settings={
+            "template_kwargs": dict(template_kwargs or {}),
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "image_processor": image_settings(model),
+        },
+    )
 
 
 def _complete(
     requests: Sequence[Request],
+    job: Job,
     complete: Generate,
-    generation: Generation,
-    seed: int,
     batch_size: int,
     store: SampleStore | None,
     progress: Progress | None,
-    title: str,
 ) -> dict[str, Completion]:
     """Key -> completion of all requests; what the store holds is not made again.
 
-    Batches hold prompts of like length and are a function of the requests alone, each seeded by its
-    first key: a batch that was half written is made anew, and comes out the same.
+    Batches hold prompts of like length, the longest first: memory runs out at once or never, and
+    the time left is not promised too short. They are a function of the requests alone, each seeded
+    by its first key: a batch that was half written is made anew, and comes out the same.
     """
-    done = {key: _completion(record) for key, record in (store.finished() if store else {}).items()}
-    order = sorted(requests, key=lambda r: (_size(r), r.doc_id, r.sample_idx))
-    bar = progress.add_task(title, total=len(requests)) if progress else None
+    done = finished(store.finished()) if store else {}
+    order = sorted(requests, key=lambda r: (-_size(r), r.doc_id, r.sample_idx))
+    bar = progress.add_task(job.title, total=len(requests)) if progress else None
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         missing = [r for r in batch if r.key not in done]
         if missing:
-            batch_seed = int(batch[0].key[:12], 16) + seed
-            made = complete([r.messages for r in batch], generation, batch_seed)
+            batch_seed = int(batch[0].key[:12], 16) + job.seed
+            made = complete([r.messages for r in batch], job.generation, batch_seed)
             fresh = {r.key: found for r, found in zip(batch, made, strict=True)}
             done.update({r.key: fresh[r.key] for r in missing})
             if store is not None:
-                store.append([_stored(r, fresh[r.key]) for r in missing])
+                store.append([stored(r, fresh[r.key]) for r in missing])
         if progress is not None and bar is not None:
             progress.advance(bar, len(batch))
     if store is not None:
@@ -168,81 +221,19 @@ def _size(request: Request) -> int:
     return size
 
 
-def _stored(request: Request, completion: Completion) -> Record:
+def _settings(job: Job, source: Source) -> dict[str, Any]:
     return {
-        "key": request.key,
-        "doc_id": request.doc_id,
-        "uid": request.uid,
-        "sample_idx": request.sample_idx,
-        "arguments": {"gen_args_0": {"arg_0": completion.prompt}},
-        "resps": [[completion.text]],
-        "finish_reason": completion.finish_reason,
-        "num_tokens": completion.num_tokens,
-        "prompt_hash": request.prompt_hash,
-        "image_hash": request.image_hash,
-    }
-
-
-def _completion(record: Record) -> Completion:
-    return Completion(
-        text=record["resps"][0][0],
-        finish_reason=record["finish_reason"],
-        num_tokens=record["num_tokens"],
-        prompt=record["arguments"]["gen_args_0"]["arg_0"],
-    )
-
-
-def _record(
-    request: Request, sample: Sample, completion: Completion, count: Scorer, view: ViewName
-) -> Record:
-    """The finished line of one completion: lm-eval's names, and ours."""
-    found = _scored(count, completion.text, sample)
-    doc = {
-        "question": sample.question,
-        "choices": dict(sample.choices) if sample.choices else None,
-        "answer_type": sample.answer_type,
-    }
-    return {
-        **_stored(request, completion),
-        "view": view,
-        "doc": doc,
-        "target": sample.answer,
-        "filtered_resps": [found.extracted],
-        "filter": found.rule,
-        "metrics": ["accuracy"],
-        "doc_hash": digest(doc),
-        "target_hash": digest(sample.answer),
-        "accuracy": found.correct,
-    }
-
-
-def _scored(count: Scorer, text: str, sample: Sample) -> Score:
-    try:
-        return count(text, sample)
-    except SCORER_ERRORS as error:
-        return Score(correct=0.0, extracted=None, rule=f"error: {type(error).__name__}: {error}")
-
-
-def _settings(
-    task: Benchmark,
-    generation: Generation,
-    fingerprint: str,
-    seed: int,
-    template_kwargs: Mapping[str, Any] | None,
-    num_samples: int,
-) -> dict[str, Any]:
-    return {
-        "gen_config": asdict(generation),
-        "seed": seed,
-        "prompts": asdict(task.prompts),
-        "prompt_template_sha": digest(asdict(task.prompts)),
-        "template_kwargs": dict(template_kwargs or {}),
-        "answer_type": task.answer_type,
-        "scorer": dict(task.scorer),
-        "model_hash": fingerprint,
-        "rows": task.rows,
-        "num_samples": num_samples,
-        "paper": dict(task.paper),
+        "gen_config": asdict(job.generation),
+        "seed": job.seed,
+        "prompts": asdict(job.task.prompts),
+        "prompt_template_sha": digest(asdict(job.task.prompts)),
+        "answer_type": job.task.answer_type,
+        "scorer": dict(job.task.scorer),
+        "model_hash": source.fingerprint,
+        "rows": job.task.rows,
+        "num_samples": job.num_samples,
+        "paper": dict(job.task.paper),
+        **source.settings,
     }
 
 

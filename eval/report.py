@@ -8,7 +8,20 @@ from rich.table import Table
 from .results import Results, privilege_gap
 from .stats import mcnemar, paired_difference
 
-COLUMNS = ("task", "metric", "plain", "privileged", "gap", "n", "unparsed", "truncated", "errors")
+COLUMNS = (
+    "task",
+    "metric",
+    "plain",
+    "privileged",
+    "gap",
+    "reference",
+    "n",
+    "unparsed",
+    "empty",
+    "truncated",
+    "errors",
+)
+"""`errors` are answers whose scorer failed and requests that a server did not answer."""
 COMPARE_COLUMNS = (
     "task",
     "view",
@@ -60,10 +73,12 @@ def _lines(results: Sequence[Results]) -> list[list[str]]:
                 _score(plain),
                 _score(privileged),
                 _signed(gap["privilege_gap"], gap["privilege_gap_stderr"]) if gap else "-",
+                _reference(shown[0]),
                 str(shown[0].n),
                 " / ".join(_percent(found.unparsed_rate) for found in shown),
+                " / ".join(_percent(found.empty_rate) for found in shown),
                 " / ".join(_percent(found.truncated_rate) for found in shown),
-                " / ".join(_percent(found.error_rate) for found in shown),
+                " / ".join(_percent(found.error_rate + found.failed_rate) for found in shown),
             ]
         )
     return lines
@@ -103,6 +118,10 @@ def _score(found: Results | None) -> str:
     if found is None:
         return "-"
     return f"{100 * found.accuracy:.1f}{_error(found.stderr)}"
+
+
+def _reference(found: Results) -> str:
+    return ", ".join(f"{who} {value:g}" for who, value in found.reference.items()) or "-"
 
 
 def _signed(value: float, stderr: float) -> str:

@@ -55,7 +55,7 @@ def make_requests(
     for doc_id, sample in enumerate(samples):
         messages = build_prompts(sample, benchmark.prompts).view(view)
         prompt_hash = digest(_text_only(messages))
-        image_hash = digest([_picture_hash(image) for image in _pictures(messages)])
+        image_hash = pictures_hash(_pictures(messages))
         for index in range(generation.num_generations):
             parts = [view, doc_id, sample.uid, prompt_hash, image_hash, model_hash, settings, index]
             made.append(
@@ -79,15 +79,17 @@ def digest(value: Any) -> str:
 
 
 def model_fingerprint(policy: Policy, template_kwargs: Any = None) -> str:
-    """SHA-256 over config, chat template and weights (exact sums of their bytes, and a stride).
+    """SHA-256 over config, chat template, picture settings and weights.
 
-    Reads every weight once on its device; two checkpoints of one run get different fingerprints.
+    Weights enter by the exact sum of their bytes and by a stride of them. Each is read once on its
+    device; two checkpoints of one run get different fingerprints.
     """
     found = hashlib.sha256()
     head = {
         "config": policy.model.config.to_dict(),
         "template": getattr(policy.processor, "chat_template", None),
         "template_kwargs": template_kwargs,
+        "pictures": image_settings(policy),
     }
     found.update(digest(head).encode())
     for name, weight in policy.model.named_parameters():
@@ -98,9 +100,21 @@ def model_fingerprint(policy: Policy, template_kwargs: Any = None) -> str:
     return found.hexdigest()
 
 
+def image_settings(policy: Policy) -> dict[str, Any]:
+    """What the processor does to pictures, pixel limits included; empty for text-only models."""
+    if policy.processor is policy.tokenizer:
+        return {}
+    return policy.processor.image_processor.to_dict()
+
+
 def _bit_sum(flat: torch.Tensor) -> int:
     """Chunked: an int64 copy of a large embedding would not fit beside it."""
     return sum(int(chunk.sum(dtype=torch.int64)) for chunk in flat.split(1 << 24))
+
+
+def pictures_hash(images: Sequence[Image.Image]) -> str:
+    """SHA-256 over the pixels of the pictures in their order."""
+    return digest([_picture_hash(image) for image in images])
 
 
 def _pictures(messages: Sequence[Message]) -> list[Image.Image]:

@@ -32,16 +32,22 @@ class Results:
     """Completions per question; more than one makes `accuracy` avg@k."""
     unparsed_rate: float
     """Share of completions from which no answer could be read; they count as wrong."""
+    empty_rate: float = 0.0
+    """Share of completions without a visible character; they are unparsed too."""
     truncated_rate: float
     """Share of completions cut at the token limit."""
     error_rate: float
     """Share of completions whose scorer failed; they count as wrong."""
+    failed_rate: float = 0.0
+    """Share of completions that a server did not deliver; they count as wrong, a second run asks again."""
     per_question: Mapping[str, float]
     """uid -> mean score, for paired statistics."""
     clusters: Mapping[str, str] = field(default_factory=dict)
-    """uid -> cluster, where the benchmark names one."""
+    """uid -> cluster: the benchmark's, or the picture where questions share one; else empty."""
     categories: Mapping[str, float] = field(default_factory=dict)
     """Category -> accuracy."""
+    category_stderr: Mapping[str, float | None] = field(default_factory=dict)
+    """Category -> stderr as of `stderr`; None for a single question."""
     pass_at: Mapping[str, float] = field(default_factory=dict)
     """`pass@k` -> unbiased estimate, k up to num_generations."""
     all_right: Mapping[str, float] = field(default_factory=dict)
@@ -52,6 +58,11 @@ class Results:
     """The samples file; None when nothing was written."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """gen_config, hashes and whatever else the numbers depend on."""
+
+    @property
+    def reference(self) -> Mapping[str, float]:
+        """Published numbers in percent: model or method -> accuracy."""
+        return self.settings.get("paper", {})
 
     @property
     def metric(self) -> str:
@@ -124,7 +135,9 @@ def _row(key: str, found: Results, gap: Mapping[str, float]) -> dict[str, Any]:
         "view": found.view,
         "unparsed_rate": found.unparsed_rate,
         "truncated_rate": found.truncated_rate,
+        "empty_rate": found.empty_rate,
         "scorer_error_rate": found.error_rate,
+        "failed_rate": found.failed_rate,
         "mean_completion_length": found.mean_tokens,
         **found.pass_at,
         **found.all_right,

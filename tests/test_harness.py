@@ -16,7 +16,7 @@ from rich.console import Console
 
 from dopd_vlm.eval import report
 from dopd_vlm.eval.benchmarks import Benchmark, Generation, load_benchmark
-from dopd_vlm.eval.generators import Completion
+from dopd_vlm.eval.generators import FAILED, Completion
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.requests import make_requests, model_fingerprint
 from dopd_vlm.eval.results import privilege_gap, read_results, results_json, write_results
@@ -85,6 +85,7 @@ def test_results_are_those_of_the_answers() -> None:
     assert found.truncated_rate == pytest.approx(1 / 7)
     assert found.mean_tokens == pytest.approx(4.0)
     assert found.categories == {"even": 1.0, "odd": 0.0}
+    assert found.category_stderr == {"even": 0.0, "odd": 0.0}
     assert found.stderr != pytest.approx(mean(list(found.per_question.values())).stderr)
     gap = privilege_gap(found, run(view="privileged"))
     assert gap["privilege_gap"] == pytest.approx(2 / 7)
@@ -178,12 +179,79 @@ def test_finished_runs_are_not_repeated_and_scores_are_made_anew(tmp_path: Path)
     assert found.unparsed_rate == 0.0 and found.accuracy == pytest.approx(4 / 7)
 
 
-def test_out_of_memory_halves_the_batch() -> None:
+def test_out_of_memory_halves_the_batch_and_keeps_to_the_size_that_fits() -> None:
     fake = Fake(fits=2)
     assert run(generate=fake, batch_size=7).per_question == run().per_question
-    assert max(size for size in fake.batches if size <= 2) == 2 and fake.batches[0] == 7
+    assert fake.batches == [7, 4, 2, 2, 2, 1]
     with pytest.raises(ValueError, match="one prompt alone does not fit"):
         run(generate=Fake(fits=0))
+
+
+def test_a_model_that_runs_out_of_memory_once_ends_with_the_same_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny.vl_policy()
+    questions = [tiny.vl_sample(uid, seed=i) for i, uid in enumerate("abc")]
+    options = {"samples": questions, "generation": {"max_completion_length": 4}}
+    evaluate(policy, "shapes", out=tmp_path / "whole", **options)
+    sizes, generate = [], policy.model.generate
+
+    def fails_once(**inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(policy.model, "generate", fails_once)
+    evaluate(policy, "shapes", out=tmp_path / "halved", **options)
+    assert sizes == [3, 2, 1]
+    name = "samples_shapes__plain.jsonl"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halved" / name).read_bytes()
+
+
+def test_empty_and_endless_answers_are_counted_apart() -> None:
+    def mute(prompts, generation: Generation, seed: int) -> list[Completion]:
+        endless = Completion(text="one and " * 9, finish_reason="length", num_tokens=99)
+        empty = Completion(text=" \n", finish_reason="stop", num_tokens=1)
+        return [endless if "is 0 " in m[-1]["content"] else empty for m in prompts]
+
+    found = run(generate=mute)
+    rates = (found.unparsed_rate, found.empty_rate, found.truncated_rate)
+    assert rates == pytest.approx((1.0, 6 / 7, 1 / 7))
+    assert found.accuracy == 0.0
+    assert "| 100.0 | 85.7 | 14.3 | 0.0 |" in report.markdown([found])
+
+
+def test_failed_requests_are_counted_and_asked_again(tmp_path: Path) -> None:
+    fake = Fake()
+
+    def unsteady(prompts, generation: Generation, seed: int) -> list[Completion]:
+        lost = Completion(text="", finish_reason=FAILED, num_tokens=0, failure="status 500")
+        made = fake(prompts, generation, seed)
+        return [lost if i == 0 else one for i, one in enumerate(made)]
+
+    broken = run(tmp_path, generate=unsteady, batch_size=7)
+    assert (broken.failed_rate, broken.empty_rate) == pytest.approx((1 / 7, 0.0))
+    assert "14.3" in report.markdown([broken]).splitlines()[2]
+    lines = (tmp_path / "samples_sums__plain.jsonl").read_text()
+    assert '"filter": "failed: status 500"' in lines
+    whole = run(tmp_path)
+    assert whole.failed_rate == 0.0 and whole.per_question == run().per_question
+
+
+def test_questions_that_share_a_picture_are_clustered() -> None:
+    one, two = tiny.vl_sample("a", seed=1), tiny.vl_sample("b", seed=2)
+    twin = dataclasses.replace(one, uid="c", question="what is 2 + 2?")
+    asked = [dataclasses.replace(s, question=f"what is {i} + 2?") for i, s in enumerate((one, two))]
+
+    def texts(prompts, generation: Generation, seed: int) -> list[Completion]:
+        return [Completion(text="answer 2", finish_reason="stop", num_tokens=1) for _ in prompts]
+
+    task = dataclasses.replace(TASK, cluster=None)
+    alone = evaluate("fake", task, samples=asked, generate=texts)
+    shared = evaluate("fake", task, samples=[*asked, twin], generate=texts)
+    assert alone.clusters == {}
+    assert shared.clusters["a"] == shared.clusters["c"] != shared.clusters["b"]
 
 
 def test_a_failing_scorer_is_counted() -> None:

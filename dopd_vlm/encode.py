@@ -66,17 +66,33 @@ def encode_prompt(
 
     Raises ValueError naming the uid when image tokens and picture features do not agree in number.
     """
-    processor = policy.processor
-    text = processor.apply_chat_template(
+    text = policy.processor.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
     )
-    images = _images(messages)
+    return encode_text(policy, text, _images(messages), uid=uid)
+
+
+def encode_text(
+    policy: Policy,
+    text: str,
+    images: Sequence[Any] = (),
+    *,
+    uid: str = "",
+    add_special_tokens: bool = False,
+) -> EncodedPrompt:
+    """A rendered prompt with its pictures, in the order of the marks in the text.
+
+    Raises ValueError as `encode_prompt` does.
+    """
+    processor = policy.processor
     if images and processor is policy.tokenizer:
         raise ValueError(
             f"sample {uid!r} has {len(images)} picture(s), but {policy.path!r} is a text-only model"
         )
-    visual = {"images": images} if images else {}
-    encoded = processor(text=[text], add_special_tokens=False, return_tensors="pt", **visual)
+    visual = {"images": list(images)} if images else {}
+    encoded = processor(
+        text=[text], add_special_tokens=add_special_tokens, return_tensors="pt", **visual
+    )
     prompt = EncodedPrompt(
         uid=uid,
         text=text,

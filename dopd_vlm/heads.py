@@ -14,6 +14,10 @@ UPCAST_TILE = 8192
 """Rows of a lower-precision weight that are upcast at a time, so that no full copy exists."""
 CPU_CHUNK_BYTES = 64 << 20
 """Size of one logits buffer on CPU; half of it makes the matrix products a tenth slower."""
+CPU_CACHE_BYTES = 512 << 10
+"""What element-wise work takes at a time and thread on CPU: two such buffers fit a core's cache."""
+CUDA_BLOCK_BYTES = 64 << 20
+"""The same on CUDA, where large launches matter more than the cache."""
 CUDA_FREE_SHARE = 0.05
 """Share of the free device memory that one logits buffer may take."""
 MAX_CUDA_CHUNK_BYTES = 1 << 30
@@ -41,6 +45,28 @@ class Head:
             logit_scale=self.logit_scale,
             softcap=self.softcap,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softmax:
+    """How logits become probabilities, and how many rows of them exist at a time."""
+
+    width: int
+    """Vocabulary entries it runs over: the smallest of the heads', which may be padded."""
+    temperature: float = 1.0
+    chunk_size: int | None = None
+    """Rows of logits at a time; None chooses by memory."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0.0:
+            raise ValueError(f"temperature={self.temperature} must be positive")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size={self.chunk_size} must be at least 1, or None")
+
+    def rows(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> int:
+        """Rows of a chunk, at least 1 and at most num_rows."""
+        size = self.chunk_size or default_chunk_size(self.width, dtype, device)
+        return max(1, min(size, num_rows))
 
 
 def as_head(head: Tensor | Head, bias: Tensor | None = None) -> Head:
@@ -73,6 +99,14 @@ def default_chunk_size(width: int, dtype: torch.dtype, device: torch.device) -> 
     return max(1, budget // (width * dtype.itemsize))
 
 
+def rows_in_cache(width: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Rows of logits that element-wise work takes at a time."""
+    on_cpu = CPU_CACHE_BYTES * torch.get_num_threads()
+    return max(
+        1, (on_cpu if device.type == "cpu" else CUDA_BLOCK_BYTES) // (width * dtype.itemsize)
+    )
+
+
 def _tiles(weight: Tensor, width: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     if weight.dtype == dtype:
         yield slice(0, width), weight[:width]
@@ -100,7 +134,7 @@ def softcap_slope(logits: Tensor, head: Head) -> Tensor | None:
     """d logits / d uncapped logits, [C, V]; None without a soft cap."""
     if head.softcap is None:
         return None
-    return 1.0 - (logits / head.softcap).square()
+    return (logits / head.softcap).square_().neg_().add_(1.0)
 
 
 def hidden_grad(grad_logits: Tensor, head: Head) -> Tensor:

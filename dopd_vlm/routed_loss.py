@@ -1,22 +1,21 @@
 """The routed distillation loss from hidden states, in memory that does not grow with the tokens.
 
 Pass 1 (target_scores.py) scores the targets; routing.py turns the scores into one route and one
-weight per token; pass 2 (here and routed_rows.py) takes each route's rows through the head in
+weight per token (routed_plan.py); pass 2 (routed_rows.py) takes each route's rows through the head in
 chunks and computes value and gradients there and then. No [N, V] tensor exists.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import routing
-from .heads import Head, as_head, chunk_dtype
+from .heads import Head, Softmax, as_head
 from .methods import Method
 from .methods import method as method_of
-from .routed_rows import Group, Plan, Target, needs_target_logits, routed_sum
+from .routed_plan import Tokens, make_plan, regimes, scored, target_of
+from .routed_rows import routed_sum
 from .routing import Reduction, Statistic, Thresholds
 from .target_scores import TargetScores, check_inputs, target_scores
 from .types import Regime
@@ -105,139 +104,31 @@ def routed_loss(
     """
     method = method_of(method) if isinstance(method, str) else method
     student = as_head(student_head, student_bias)
-    self_head = _self_head(student, privileged_head, privileged_bias)
-    heads: dict[str, Head | None] = {
-        "teacher": None if teacher_head is None else as_head(teacher_head, teacher_bias).detach(),
-        "student": self_head,
-    }
-    hidden = {"teacher": teacher_hidden, "student": privileged_hidden}
-    scores = {"teacher": teacher_scores, "student": privileged_scores}
-    width = min(len(h.weight) for h in (student, *heads.values()) if h is not None)
-    check_inputs(completion_ids[mask.bool()], width, temperature, None)
-    options: dict[str, Any] = {
-        "temperature": temperature,
-        "vocab_size": width,
-        "chunk_size": chunk_size,
-    }
+    if privileged_head is None:
+        privileged_head = student
     targets = {
-        name: _target(method, name, hidden[name], heads[name], scores[name], width)
-        for name in heads
+        "teacher": target_of(teacher_hidden, teacher_head, teacher_bias, teacher_scores),
+        "student": target_of(
+            privileged_hidden, privileged_head, privileged_bias, privileged_scores
+        ),
     }
-    targets = {
-        name: _scored(target, method, name, completion_ids, mask, options)
-        for name, target in targets.items()
-    }
-    regime = _regimes(method, targets, mask, thresholds, trim, statistic)
+    heads = (student, *(target.head for target in targets.values()))
+    width = min(len(head.weight) for head in heads if head is not None)
+    check_inputs(completion_ids[mask.bool()], width)
+    softmax = Softmax(width=width, temperature=temperature, chunk_size=chunk_size)
+    tokens = Tokens(ids=completion_ids, mask=mask, softmax=softmax)
+    targets = {name: scored(target, method, name, tokens) for name, target in targets.items()}
+    logp = {name: t.scores.logp if t.scores else None for name, t in targets.items()}
+    regime = regimes(logp, mask, thresholds, trim, statistic)
     weight = routing.token_weights(
         regime, method.routes, mask, num_sequences, reduction=reduction, num_tokens=num_tokens
     )
-    plan = _plan(
-        student_hidden, student, targets, completion_ids, mask, method, regime, weight, options
-    )
+    plan = make_plan(student_hidden, student, targets, tokens, method, regime, weight)
+    del targets  # what pass 1 kept for rows that do not need it ends before pass 2 begins
     loss, value, entropy = routed_sum(student_hidden, student.weight, student.bias, plan)
     per_token = value.new_zeros(mask.numel()).index_copy(0, plan.positions, value).view_as(regime)
-    metrics = _metrics(per_token, entropy, regime, weight, targets, mask)
+    metrics = _metrics(per_token, entropy, regime, weight, logp, mask)
     return LossOutput(loss=loss, per_token=per_token, regime=regime, metrics=metrics)
-
-
-def _self_head(student: Head, head: Tensor | Head | None, bias: Tensor | None) -> Head:
-    return student.detach() if head is None else as_head(head, bias).detach()
-
-
-def _target(
-    method: Method,
-    name: str,
-    hidden: Tensor | None,
-    head: Head | None,
-    scores: TargetScores | None,
-    width: int,
-) -> Target:
-    argument = "teacher" if name == "teacher" else "privileged"
-    routes = [r for r in method.routes.values() if r.target == name and r.weight != 0.0]
-    needed = method.needs_teacher if name == "teacher" else method.needs_self_target
-    if needed and hidden is None and (scores is None or any(map(needs_target_logits, routes))):
-        raise ValueError(f"method {method.name!r} needs {argument}_hidden; got None")
-    if hidden is not None and head is None:
-        raise ValueError(f"{argument}_hidden needs {argument}_head beside it; got None")
-    if scores is not None and scores.width != width:
-        raise ValueError(
-            f"{argument}_scores ran over {scores.width} vocabulary entries, the loss over {width}: "
-            f"call target_scores with vocab_size={width}"
-        )
-    return Target(hidden=None if hidden is None else hidden.detach(), head=head, scores=scores)
-
-
-def _scored(
-    target: Target,
-    method: Method,
-    name: str,
-    completion_ids: Tensor,
-    mask: Tensor,
-    options: Mapping[str, Any],
-) -> Target:
-    if target.hidden is None or target.head is None or target.scores is not None:
-        return target
-    top_k = method.teacher_top_k if name == "teacher" else method.self_target_top_k
-    sampled = any(r.support == "sampled" and r.target == name for r in method.routes.values())
-    if not (method.routes_by_gap or top_k or sampled):
-        return target
-    scores = target_scores(target.hidden, target.head, completion_ids, mask, top_k=top_k, **options)
-    return Target(hidden=target.hidden, head=target.head, scores=scores)
-
-
-def _regimes(
-    method: Method,
-    targets: Mapping[str, Target],
-    mask: Tensor,
-    thresholds: Thresholds | None,
-    trim: float,
-    statistic: Statistic | float,
-) -> Tensor:
-    teacher, student = targets["teacher"].scores, targets["student"].scores
-    is_empty = not bool(mask.any())
-    if teacher is None or student is None or is_empty:
-        return torch.where(mask.bool(), int(Regime.HT), -1)
-    if thresholds is None:
-        thresholds = routing.thresholds(teacher.logp, student.logp, mask, trim, statistic=statistic)
-    return routing.assign_regimes(teacher.logp, student.logp, mask, thresholds)
-
-
-def _plan(
-    student_hidden: Tensor,
-    student: Head,
-    targets: Mapping[str, Target],
-    completion_ids: Tensor,
-    mask: Tensor,
-    method: Method,
-    regime: Tensor,
-    weight: Tensor,
-    options: Mapping[str, Any],
-) -> Plan:
-    dtype = chunk_dtype(student_hidden, student.weight)
-    positions = mask.flatten().nonzero().squeeze(-1)
-    row_regime = regime.flatten()[positions]
-    by_route: dict[Any, list[Regime]] = {}
-    for kind in Regime:
-        route = method.routes[kind]
-        if route.weight != 0.0:
-            by_route.setdefault(route, []).append(kind)
-    groups = []
-    for route, kinds in by_route.items():
-        wanted = torch.isin(row_regime, torch.tensor(kinds, device=row_regime.device))
-        groups.append(
-            Group(route=route, rows=wanted.nonzero().squeeze(-1), target=targets[route.target])
-        )
-    return Plan(
-        head=student.detach(),
-        groups=tuple(groups),
-        positions=positions,
-        ids=completion_ids.flatten()[positions],
-        weights=weight.flatten()[positions].to(dtype),
-        dtype=dtype,
-        width=options["vocab_size"],
-        temperature=options["temperature"],
-        chunk_size=options["chunk_size"],
-    )
 
 
 def _metrics(
@@ -245,7 +136,7 @@ def _metrics(
     entropy: Tensor,
     regime: Tensor,
     weight: Tensor,
-    targets: Mapping[str, Target],
+    logp: Mapping[str, Tensor | None],
     mask: Tensor,
 ) -> dict[str, Tensor]:
     values = per_token.double()
@@ -259,10 +150,10 @@ def _metrics(
         here = regime == kind
         metrics[f"count/{kind.name.lower()}"] = here.sum().double()
         metrics[f"divergence/{kind.name.lower()}"] = (values * here).sum()
-    teacher, student = targets["teacher"].scores, targets["student"].scores
+    teacher, student = logp["teacher"], logp["student"]
     if teacher is not None and student is not None:
-        gap = routing.privilege_advantage_gap(teacher.logp.double(), student.logp.double())
+        gap = routing.privilege_advantage_gap(teacher.double(), student.double())
         metrics["gap/all"] = (gap * mask).sum()
-        metrics["prob/teacher"] = (teacher.logp.double().exp() * mask).sum()
-        metrics["prob/student"] = (student.logp.double().exp() * mask).sum()
+        metrics["prob/teacher"] = (teacher.double().exp() * mask).sum()
+        metrics["prob/student"] = (student.double().exp() * mask).sum()
     return metrics

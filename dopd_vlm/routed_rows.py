@@ -2,6 +2,8 @@
 
 Gradients with respect to hidden states and head are computed in the forward, because all weights
 are known there; the backward multiplies them by the upstream scalar.
+
+Shapes: N valid tokens of the B x T grid, M rows of a group, C rows of a chunk, K support.
 """
 
 from dataclasses import dataclass
@@ -12,20 +14,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .divergences import top_k_ids
-from .heads import Head, default_chunk_size, hidden_grad, logits_, softcap_slope
-from .row_gradients import RowResult, full_, on_support_, sampled_slopes, support_slopes
-from .target_scores import TargetScores, rows_in_cache
+from .heads import Head, Softmax, hidden_grad, logits_, rows_in_cache, softcap_slope
+from .row_gradients import (
+    RowResult,
+    full_,
+    log_normaliser,
+    on_support_,
+    sampled_slopes,
+    support_slopes,
+)
 from .types import Route
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Target:
-    """One distribution to learn from; detached."""
+class Support:
+    """What pass 1 kept of a target for the rows of a group: all that a cached route needs."""
 
-    hidden: Tensor | None
-    """[B, T, H]"""
-    head: Head | None
-    scores: TargetScores | None
+    ids: Tensor
+    """int [M, K]"""
+    logp: Tensor
+    """[M, K] under the full softmax at the loss temperature"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,26 +42,35 @@ class Group:
 
     route: Route
     rows: Tensor
-    """int64 indices into the valid tokens."""
-    target: Target
+    """int64 [M] indices into the valid tokens."""
+    support: Support | None
+    """None where `needs_target_logits`."""
+    hidden: Tensor | None
+    """[B, T, H] of the target, detached; needed where its logits are."""
+    head: Head | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """What pass 2 has to do. N valid tokens of the B x T grid, in order."""
+    """What pass 2 has to do."""
 
     head: Head
     groups: tuple[Group, ...]
     positions: Tensor
     """int64 [N] in the flattened grid."""
-    ids: Tensor
-    """int64 [N] completion ids."""
     weights: Tensor
     """[N]"""
     dtype: torch.dtype
-    width: int
-    temperature: float
-    chunk_size: int | None
+    softmax: Softmax
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Part:
+    """Rows first, first + 1, ... of a group that share a chunk."""
+
+    group: Group
+    first: int
+    rows: Tensor
 
 
 def needs_target_logits(route: Route) -> bool:
@@ -119,7 +136,7 @@ class _Work:
     def __init__(self, plan: Plan, hidden: Tensor, wants: list[bool]) -> None:
         self.plan = plan
         self.hidden = hidden.detach().flatten(0, 1)
-        num_rows = len(plan.positions)
+        num_rows, width, device = len(plan.positions), plan.softmax.width, hidden.device
         new = self.hidden.new_zeros
         self.value, self.entropy = new((2, num_rows), dtype=plan.dtype).unbind()
         shapes = (self.hidden.shape, plan.head.weight.shape, plan.head.weight.shape[:1])
@@ -127,111 +144,91 @@ class _Work:
             new(shape, dtype=plan.dtype) if want else None
             for shape, want in zip(shapes, wants, strict=True)
         ]
-        size = plan.chunk_size or default_chunk_size(plan.width, plan.dtype, hidden.device)
-        self.chunk_size = max(1, min(size, num_rows))
+        self.chunk_size = plan.softmax.rows(num_rows, plan.dtype, device)
         empty = self.hidden.new_empty
-        self.logits = empty((self.chunk_size, plan.width), dtype=plan.dtype)
+        self.logits = empty((self.chunk_size, width), dtype=plan.dtype)
         is_deep = any(needs_target_logits(g.route) for g in plan.groups if len(g.rows))
         # Half a chunk of target logits at a time: less memory, and hardly slower.
         side = (self.chunk_size + 1) // 2 if is_deep else 0
-        self.target_logits = empty((side, plan.width), dtype=plan.dtype)
-        lines = min(self.chunk_size, rows_in_cache(plan.width, plan.dtype))
-        self.scratch = empty((3, lines, plan.width), dtype=plan.dtype)
+        self.target_logits = empty((side, width), dtype=plan.dtype)
+        lines = min(self.chunk_size, rows_in_cache(width, plan.dtype, device))
+        self.scratch = empty((2 if is_deep else 1, lines, width), dtype=plan.dtype)
 
     def run_(self) -> None:
         """All rows, group after group, in chunks that may hold several groups."""
-        chunk: list[tuple[Group, Tensor]] = []
+        chunk: list[_Part] = []
         room = self.chunk_size
         for group in self.plan.groups:
-            rows = group.rows
-            while len(rows):
-                chunk.append((group, rows[:room]))
-                rows, room = rows[room:], room - len(rows[:room])
+            first = 0
+            while first < len(group.rows):
+                rows = group.rows[first : first + room]
+                chunk.append(_Part(group=group, first=first, rows=rows))
+                first, room = first + len(rows), room - len(rows)
                 if not room:
                     self._chunk_(chunk)
                     chunk, room = [], self.chunk_size
         if chunk:
             self._chunk_(chunk)
 
-    def _chunk_(self, parts: list[tuple[Group, Tensor]]) -> None:
+    def _chunk_(self, parts: list[_Part]) -> None:
         plan, head = self.plan, self.plan.head
-        rows = torch.cat([part for _, part in parts])
+        rows = torch.cat([part.rows for part in parts])
         hidden = self.hidden[plan.positions[rows]].to(plan.dtype)
         logits = logits_(hidden, head, self.logits[: len(rows)])
         slope = softcap_slope(logits, head)
-        if plan.temperature != 1.0:
-            logits /= plan.temperature
-        sizes = [len(part) for _, part in parts]
-        for (group, part), own in zip(parts, logits.split(sizes), strict=True):
-            self._part_(group, part, own)
+        if plan.softmax.temperature != 1.0:
+            logits /= plan.softmax.temperature
+        sizes = [len(part.rows) for part in parts]
+        for part, own in zip(parts, logits.split(sizes), strict=True):
+            self._part_(part, own)
         if slope is not None:
             logits *= slope
         self._accumulate_(rows, hidden, logits)
 
-    def _part_(self, group: Group, rows: Tensor, logits: Tensor) -> None:
-        if not needs_target_logits(group.route):
-            self._by_lines_(group, rows, logits, None)
+    def _part_(self, part: _Part, logits: Tensor) -> None:
+        if not needs_target_logits(part.group.route):
+            self._keep_(part.rows, self._cached_(part, logits))
             return
         side = len(self.target_logits)
-        for part, own in zip(rows.split(side), logits.split(side), strict=True):
-            self._by_lines_(group, part, own, self._target_logits_(group, part))
+        for rows, own in zip(part.rows.split(side), logits.split(side), strict=True):
+            self._keep_(rows, self._deep_(part.group, rows, own))
 
-    def _by_lines_(
-        self, group: Group, rows: Tensor, logits: Tensor, target_logits: Tensor | None
-    ) -> None:
-        lines = self.scratch.shape[1]
-        for start in range(0, len(rows), lines):
-            at = slice(start, start + lines)
-            target = None if target_logits is None else target_logits[at]
-            result = self._lines_(group, rows[at], logits[at], target)
-            self.value[rows[at]] = result.value
-            self.entropy[rows[at]] = result.entropy
+    def _keep_(self, rows: Tensor, result: RowResult) -> None:
+        self.value[rows] = result.value.to(self.plan.dtype)
+        self.entropy[rows] = result.entropy.to(self.plan.dtype)
+
+    def _cached_(self, part: _Part, logits: Tensor) -> RowResult:
+        route, support = part.group.route, part.group.support
+        assert support is not None
+        at = slice(part.first, part.first + len(part.rows))
+        slopes = sampled_slopes(route) if route.support == "sampled" else support_slopes(route)
+        ids, logp = support.ids[at].long(), support.logp[at]
+        return on_support_(logits, ids, logp, slopes, self.scratch[0])
+
+    def _deep_(self, group: Group, rows: Tensor, logits: Tensor) -> RowResult:
+        route, target_logits = group.route, self._target_logits_(group, rows)
+        if route.top_k is None or route.top_k >= self.plan.softmax.width:
+            return full_(logits, target_logits, route, self.scratch)
+        ids = top_k_ids(logits, route.top_k)
+        logp = target_logits.gather(-1, ids) - log_normaliser(target_logits, self.scratch[0])
+        return on_support_(logits, ids, logp, support_slopes(route), self.scratch[0])
 
     def _target_logits_(self, group: Group, rows: Tensor) -> Tensor:
-        assert group.target.hidden is not None and group.target.head is not None
-        hidden = group.target.hidden.flatten(0, 1)[self.plan.positions[rows]].to(self.plan.dtype)
-        logits = logits_(hidden, group.target.head, self.target_logits[: len(rows)])
-        return logits if self.plan.temperature == 1.0 else logits.div_(self.plan.temperature)
-
-    def _lines_(
-        self, group: Group, rows: Tensor, logits: Tensor, target_logits: Tensor | None
-    ) -> RowResult:
-        route, scratch = group.route, self.scratch[:, : len(rows)]
-        if target_logits is not None:
-            if route.top_k is None or route.top_k >= self.plan.width:
-                return full_(logits, target_logits, route, scratch)
-            ids = top_k_ids(logits, route.top_k)
-            target_logp = torch.log_softmax(target_logits, -1, out=scratch[1]).gather(-1, ids)
-            return on_support_(logits, ids, target_logp, support_slopes(route), scratch)
-        scores = group.target.scores
-        assert scores is not None
-        if route.support == "sampled":
-            logp = scores.loss_logp.flatten()[self.plan.positions[rows], None].to(logits.dtype)
-            ids, slopes = self.plan.ids[rows, None], sampled_slopes(route)
-        else:
-            ids, logp = self._cached_support(scores, route, rows)
-            slopes = support_slopes(route)
-        return on_support_(logits, ids, logp.to(logits.dtype), slopes, scratch)
-
-    def _cached_support(
-        self, scores: TargetScores, route: Route, rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        wanted = min(route.top_k or 0, self.plan.width)
-        if scores.top_ids is None or scores.top_logp is None or scores.top_ids.shape[1] < wanted:
-            raise ValueError(
-                f"a route needs the {route.target}'s top {wanted} tokens, which its scores lack: "
-                f"call target_scores with top_k={wanted}"
-            )
-        return scores.top_ids[rows, :wanted].long(), scores.top_logp[rows, :wanted]
+        assert group.hidden is not None and group.head is not None
+        hidden = group.hidden.flatten(0, 1)[self.plan.positions[rows]].to(self.plan.dtype)
+        logits = logits_(hidden, group.head, self.target_logits[: len(rows)])
+        temperature = self.plan.softmax.temperature
+        return logits if temperature == 1.0 else logits.div_(temperature)
 
     def _accumulate_(self, rows: Tensor, hidden: Tensor, grad_logits: Tensor) -> None:
         plan = self.plan
+        width, scale = plan.softmax.width, plan.head.logit_scale / plan.softmax.temperature
         # One factor per row, applied to the [C, H] side of each product: no pass over [C, V].
-        factor = plan.weights[rows, None] * (plan.head.logit_scale / plan.temperature)
+        factor = plan.weights[rows, None] * scale
         grad_hidden, grad_weight, grad_bias = self.grads
         if grad_hidden is not None:
             grad_hidden[plan.positions[rows]] = hidden_grad(grad_logits, plan.head) * factor
         if grad_weight is not None:
-            grad_weight[: plan.width].addmm_(grad_logits.T, hidden * factor)
+            grad_weight[:width].addmm_(grad_logits.T, hidden * factor)
         if grad_bias is not None:
-            grad_bias[: plan.width] += grad_logits.T @ factor.squeeze(-1)
+            grad_bias[:width] += grad_logits.T @ factor.squeeze(-1)

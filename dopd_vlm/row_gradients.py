@@ -1,8 +1,11 @@
-"""Value and gradient of each divergence on a few rows of logits, in place.
+"""Value and gradient of each divergence on rows of logits, in place.
 
-Shapes: C rows, V vocabulary, K support. In: student logits [C, V], already divided by the loss
-temperature. Out: the value [C] in nats; the logits buffer then holds d value / d logits. The
-formulas are those of divergences.py, differentiated; tests hold the two together.
+Shapes: C rows, L rows that fit the cache, V vocabulary, K support. In: student logits [C, V], already
+divided by the loss temperature. Out: the value [C] in nats; the logits buffer then holds d value / d
+logits. The formulas are those of divergences.py, differentiated; tests hold the two together.
+
+Element-wise work goes through the L rows of a scratch buffer, so that a pass over V reads the cache and not
+the memory. Sums over V are taken in the dtype of the logits, what is left after them in float64.
 """
 
 from collections.abc import Callable
@@ -15,48 +18,96 @@ from . import divergences
 from .types import Route
 
 Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+LEAST_SUM, GREATEST_SUM = 1e-20, 1e30
+"""Sums of unshifted exponentials in this range lose nothing to under- or overflow in float32."""
+MAX_LOG_RATIO = 80.0
+"""exp of it fits float32; the smaller of two probabilities so far apart adds nothing to a JSD."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowResult:
-    """What is kept of a chunk of rows, detached."""
+    """What is kept of rows, detached."""
 
     value: Tensor
-    """[C] divergence, nats."""
+    """float64 [C] divergence, nats."""
     entropy: Tensor
-    """[C] entropy of the student, nats."""
+    """float64 [C] entropy of the student, nats."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Pair:
+    """Student p and target q on L rows; the buffers may be used up."""
+
+    student: Tensor
+    """[L, V] p times its total"""
+    total: Tensor
+    """[L, 1]"""
+    target: Tensor
+    """[L, V] q times its total"""
+    target_total: Tensor
+    """[L, 1]"""
+    log_ratio: Tensor
+    """[L, V] log q - log p"""
+    out: Tensor
+    """[L, V] where the gradient goes"""
 
 
 def dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
-    """sum_v a b.  [C, V], [C, V] -> [C]"""
+    """sum_v a b.  [L, V], [L, V] -> [L, 1]"""
     # On CPU a batched matrix product of such shapes is thirty times slower.
-    return torch.mul(a, b, out=scratch).sum(-1)
+    return torch.mul(a, b, out=scratch).sum(-1, keepdim=True)
 
 
-def log_normaliser(logits: Tensor, prob: Tensor) -> Tensor:
-    """log sum_v exp(logits), given prob = softmax(logits).  [C, V], [C, V] -> [C]"""
-    # The greatest probability is exp(0) / sum, at least 1 / V: it cannot underflow.
-    return logits.amax(-1) - prob.amax(-1).log()
+def exp_sum(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum of e, log sum exp(logits) in float64), with e = exp(logits - shift) left in out.
+
+    [L, V] -> [L, 1] each. Shifting by the greatest logit costs two passes; on CPU it is done only where
+    the sum without it leaves its range (on a GPU, looking at the sum would cost more).
+    """
+    if logits.device.type == "cpu":
+        total = torch.exp(logits, out=out).sum(-1, keepdim=True)
+        low, high = total.aminmax()
+        if float(low) >= LEAST_SUM and float(high) <= GREATEST_SUM:
+            return total, total.double().log()
+    shift = logits.amax(-1, keepdim=True)
+    total = torch.sub(logits, shift, out=out).exp_().sum(-1, keepdim=True)
+    return total, total.double().log() + shift
+
+
+def log_normaliser(logits: Tensor, scratch: Tensor) -> Tensor:
+    """log sum_v exp(logits), float64.  [C, V] -> [C, 1]; scratch: [L, V]"""
+    blocks = logits.split(len(scratch))
+    return torch.cat([exp_sum(lines, scratch[: len(lines)])[1] for lines in blocks])
 
 
 def full_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) -> RowResult:
-    """A full-vocabulary divergence; uses up the target's logits. scratch: [3, C, V]."""
+    """A full-vocabulary divergence; uses up the target's logits. scratch: [2, L, V]."""
+    size = scratch.shape[1]
+    blocks = zip(logits.split(size), target_logits.split(size), strict=True)
+    results = [_full_lines_(own, target, route, scratch[:, : len(own)]) for own, target in blocks]
+    return RowResult(
+        value=torch.cat([result.value for result in results]),
+        entropy=torch.cat([result.entropy for result in results]),
+    )
+
+
+def _full_lines_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) -> RowResult:
+    student, target = scratch
+    total, normaliser = exp_sum(logits, student)
+    entropy = normaliser - dot(student, logits, target) / total
+    target_total, target_normaliser = exp_sum(target_logits, target)
+    offset = (normaliser - target_normaliser).to(logits.dtype)
+    pair = _Pair(
+        student=student,
+        total=total,
+        target=target,
+        target_total=target_total,
+        log_ratio=target_logits.sub_(logits).add_(offset),
+        out=logits,
+    )
     kind = effective_divergence(route)
-    if kind == "jsd":
-        return _jsd_(logits, target_logits, route.beta, scratch)
-    student_logp = torch.log_softmax(logits, -1, out=scratch[0])
-    target_logp = torch.log_softmax(target_logits, -1, out=scratch[1])
-    student = torch.exp(student_logp, out=logits)
-    entropy = -dot(student, student_logp, scratch[2])
-    if kind == "forward_kl":
-        target = torch.exp(target_logp, out=target_logits)
-        value = dot(target, target_logp.sub_(student_logp), scratch[2])
-        student.sub_(target)
-    else:
-        ratio = student_logp.sub_(target_logp)
-        value = dot(student, ratio, scratch[2])
-        student.mul_(ratio.sub_(value[:, None]))
-    return RowResult(value=value, entropy=entropy)
+    value = _jsd_(pair, route.beta) if kind == "jsd" else KLS[kind](pair)
+    return RowResult(value=value.double().squeeze(-1), entropy=entropy.squeeze(-1))
 
 
 def effective_divergence(route: Route) -> str:
@@ -66,21 +117,38 @@ def effective_divergence(route: Route) -> str:
     return route.divergence
 
 
-def _jsd_(logits: Tensor, target_logits: Tensor, beta: float, scratch: Tensor) -> RowResult:
-    tiny = torch.finfo(logits.dtype).tiny
-    student = torch.softmax(logits, -1, out=scratch[0])
-    entropy = log_normaliser(logits, student) - dot(student, logits, scratch[1])
-    # Probabilities that underflow would give log 0; at `tiny` their terms vanish all the same.
-    student.clamp_(min=tiny)
-    target = torch.softmax(target_logits, -1, out=logits).clamp_(min=tiny)
-    mixture = torch.lerp(student, target, beta, out=target_logits)
-    ratio = torch.div(student, mixture, out=scratch[1]).log_()
-    student_kl = dot(student, ratio, scratch[2])
-    gradient = ratio.sub_(student_kl[:, None]).mul_(student)
-    ratio = torch.div(target, mixture, out=mixture).log_()
-    target_kl = dot(target, ratio, scratch[2])
-    torch.mul(gradient, 1.0 - beta, out=logits)
-    return RowResult(value=beta * target_kl + (1.0 - beta) * student_kl, entropy=entropy)
+def _forward_kl_(pair: _Pair) -> Tensor:
+    """sum q (log q - log p); gradient p - q."""
+    value = dot(pair.target, pair.log_ratio, pair.out) / pair.target_total
+    torch.div(pair.student, pair.total, out=pair.out)
+    pair.out.sub_(pair.target.div_(pair.target_total))
+    return value
+
+
+def _reverse_kl_(pair: _Pair) -> Tensor:
+    """sum p (log p - log q); gradient p (log p - log q - value)."""
+    value = -dot(pair.student, pair.log_ratio, pair.out) / pair.total
+    torch.add(pair.log_ratio, value, out=pair.out).mul_(pair.student).mul_(-1.0 / pair.total)
+    return value
+
+
+KLS: dict[str, Callable[[_Pair], Tensor]] = {
+    "forward_kl": _forward_kl_,
+    "reverse_kl": _reverse_kl_,
+}
+
+
+def _jsd_(pair: _Pair, beta: float) -> Tensor:
+    """beta KL(q || M) + (1 - beta) KL(p || M); gradient (1 - beta) p (log p - log M - KL(p || M)).
+
+    log M - log p = log(1 - beta + beta q / p) needs no logarithm of a probability that underflows.
+    """
+    log_ratio = pair.log_ratio.clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    cost = torch.exp(log_ratio, out=pair.out).mul_(beta).add_(1.0 - beta).log_()
+    target_kl = log_ratio.sub_(cost).mul_(pair.target).sum(-1, keepdim=True) / pair.target_total
+    student_kl = -dot(pair.student, cost, pair.target) / pair.total
+    cost.add_(student_kl).mul_(pair.student).mul_((beta - 1.0) / pair.total)
+    return beta * target_kl + (1.0 - beta) * student_kl
 
 
 def on_support_(
@@ -89,15 +157,21 @@ def on_support_(
     """A divergence that sees the student's log-probs u at ids [C, K] only.
 
     d value / d logits_v = [v in ids] g_v - p_v sum(g), with g = d value / d u from `slopes`.
-    scratch: [2 or more, C, V].
+    scratch: [L, V].
     """
-    student = torch.softmax(logits, -1, out=scratch[0])
-    normaliser = log_normaliser(logits, student)
-    entropy = normaliser - dot(student, logits, scratch[1])
-    value, slope = slopes(logits.gather(-1, ids) - normaliser[:, None], target_logp)
-    torch.mul(student, -slope.sum(-1, keepdim=True), out=logits)
-    logits.scatter_add_(-1, ids, slope)
-    return RowResult(value=value, entropy=entropy)
+    picked = logits.new_empty(ids.shape)
+    total, normaliser, expected = logits.new_empty((3, len(logits), 1), dtype=torch.float64)
+    for start in range(0, len(logits), len(scratch)):
+        at = slice(start, start + len(scratch))
+        lines, own = logits[at], scratch[: len(logits[at])]
+        picked[at] = lines.gather(-1, ids[at])
+        total[at], normaliser[at] = exp_sum(lines, own)
+        expected[at] = lines.mul_(own).sum(-1, keepdim=True)
+        lines.copy_(own)
+    value, slope = slopes(picked.double() - normaliser, target_logp.double())
+    logits.mul_((-slope.sum(-1, keepdim=True) / total).to(logits.dtype))
+    logits.scatter_add_(-1, ids, slope.to(logits.dtype))
+    return RowResult(value=value, entropy=(normaliser - expected / total).squeeze(-1))
 
 
 def support_slopes(route: Route) -> Slopes:

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from .divergences import top_k_ids
-from .heads import Head, as_head, chunk_dtype, default_chunk_size, logits_
-
-ROWS_IN_CACHE_BYTES = 4 << 20
-"""Element-wise work is done on this many bytes of logits at a time, so that it stays in cache."""
+from .heads import Head, Softmax, as_head, chunk_dtype, logits_, rows_in_cache
+from .row_gradients import log_normaliser
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,63 +58,98 @@ def target_scores(
     """
     head = as_head(head, bias).detach()
     width = min(len(head.weight), vocab_size or len(head.weight))
-    rows = mask.flatten().nonzero().squeeze(-1)
-    ids = completion_ids.flatten()[rows]
-    check_inputs(ids, width, temperature, top_k)
-    dtype = chunk_dtype(hidden, head.weight)
-    flat = hidden.detach().flatten(0, 1)
-    keep = min(top_k, width) if top_k else 0
-    logp, loss_logp = flat.new_zeros((2, mask.numel()), dtype=dtype)
-    top_ids = torch.empty(len(rows), keep, dtype=torch.int32, device=flat.device)
-    top_logp = torch.empty(len(rows), keep, dtype=dtype, device=flat.device)
-    size = chunk_size or default_chunk_size(width, dtype, flat.device)
-    buffer = flat.new_empty(min(size, len(rows)), width, dtype=dtype)
-    scratch = flat.new_empty(min(rows_in_cache(width, dtype), len(rows)), width, dtype=dtype)
-    for start in range(0, len(rows), size):
-        at = slice(start, start + size)
-        logits = logits_(flat[rows[at]].to(dtype), head, buffer[: len(rows[at])])
-        top = top_k_ids(logits, max(1, keep))
-        picked = logits.gather(-1, ids[at, None]).squeeze(-1)
-        logp[rows[at]] = loss_logp[rows[at]] = picked - _log_normaliser(logits, top, scratch)
-        if temperature != 1.0:
-            logits /= temperature
-            loss_logp[rows[at]] = picked / temperature - _log_normaliser(logits, top, scratch)
-        if keep:
-            top_ids[at] = top.int()
-            # log p = log p(y) + z - z(y): one normaliser serves the support as well.
-            offset = loss_logp[rows[at]] - logits.gather(-1, ids[at, None]).squeeze(-1)
-            top_logp[at] = logits.gather(-1, top) + offset[:, None]
+    softmax = Softmax(width=width, temperature=temperature, chunk_size=chunk_size)
+    valid = _valid_rows(hidden, completion_ids, mask)
+    check_inputs(valid.ids, width, top_k)
+    found = _scores_of_rows(valid, head, softmax, min(top_k or 0, width))
+    logp, loss_logp = found.logp.new_zeros((2, mask.numel()))
+    logp[valid.positions], loss_logp[valid.positions] = found.logp, found.loss_logp
     return TargetScores(
         logp=logp.view_as(mask),
         loss_logp=loss_logp.view_as(mask),
-        top_ids=top_ids if keep else None,
-        top_logp=top_logp if keep else None,
+        top_ids=found.top_ids if top_k else None,
+        top_logp=found.top_logp if top_k else None,
         width=width,
     )
 
 
-def _log_normaliser(logits: Tensor, top: Tensor, scratch: Tensor) -> Tensor:
-    """log sum_v exp(logits) of rows whose most probable id is top[:, 0].  [C, V] -> [C]"""
-    first = top[:, :1]
-    greatest = torch.cat(
-        [
-            torch.softmax(lines, -1, out=scratch[: len(lines)]).gather(-1, at)
-            for lines, at in zip(logits.split(len(scratch)), first.split(len(scratch)), strict=True)
-        ]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """The N valid tokens, or a chunk of them."""
+
+    hidden: Tensor
+    """[B T, H], all tokens"""
+    positions: Tensor
+    """int64 [N] of the valid ones in it"""
+    ids: Tensor
+    """int64 [N] completion ids"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _RowScores:
+    logp: Tensor
+    """[N]"""
+    loss_logp: Tensor
+    """[N]"""
+    top_ids: Tensor
+    """int32 [N, K]"""
+    top_logp: Tensor
+    """[N, K]"""
+
+
+def _valid_rows(hidden: Tensor, completion_ids: Tensor, mask: Tensor) -> _Rows:
+    positions = mask.flatten().nonzero().squeeze(-1)
+    return _Rows(
+        hidden=hidden.detach().flatten(0, 1),
+        positions=positions,
+        ids=completion_ids.flatten()[positions],
     )
-    # The greatest probability is exp(0) / sum, at least 1 / V: it cannot underflow.
-    return (logits.gather(-1, first) - greatest.log()).squeeze(-1)
 
 
-def rows_in_cache(width: int, dtype: torch.dtype) -> int:
-    """Rows of logits that element-wise work takes at a time."""
-    return max(1, ROWS_IN_CACHE_BYTES // (width * dtype.itemsize))
+def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> _RowScores:
+    dtype, device = chunk_dtype(rows.hidden, head.weight), rows.hidden.device
+    num_rows, new = len(rows.ids), rows.hidden.new_empty
+    size = softmax.rows(num_rows, dtype, device)
+    buffer = new(size, softmax.width, dtype=dtype)
+    scratch = new(rows_in_cache(softmax.width, dtype, device), softmax.width, dtype=dtype)
+    found = _RowScores(
+        logp=new(num_rows, dtype=dtype),
+        loss_logp=new(num_rows, dtype=dtype),
+        top_ids=new(num_rows, keep, dtype=torch.int32),
+        top_logp=new(num_rows, keep, dtype=dtype),
+    )
+    for start in range(0, num_rows, size):
+        at = slice(start, start + size)
+        hidden = rows.hidden[rows.positions[at]].to(dtype)
+        logits = logits_(hidden, head, buffer[: len(hidden)])
+        part = _scores_of_chunk_(logits, rows.ids[at], softmax.temperature, keep, scratch)
+        found.logp[at], found.loss_logp[at] = part.logp, part.loss_logp
+        found.top_ids[at], found.top_logp[at] = part.top_ids, part.top_logp
+    return found
 
 
-def check_inputs(ids: Tensor, width: int, temperature: float, top_k: int | None) -> None:
-    """Raises ValueError for ids outside the softmax, a temperature <= 0 or a top_k < 1."""
-    if temperature <= 0.0:
-        raise ValueError(f"temperature={temperature} must be positive")
+def _scores_of_chunk_(
+    logits: Tensor, ids: Tensor, temperature: float, keep: int, scratch: Tensor
+) -> _RowScores:
+    """Scores of C rows in float64; the logits are left divided by the temperature."""
+    # Before the division, which may round two neighbours to a tie.
+    top = top_k_ids(logits, keep) if keep else ids.new_empty(len(ids), 0)
+    normaliser = log_normaliser(logits, scratch)
+    logp = logits.gather(-1, ids[:, None]) - normaliser
+    loss_logp = logp
+    if temperature != 1.0:
+        normaliser = log_normaliser(logits.div_(temperature), scratch)
+        loss_logp = logits.gather(-1, ids[:, None]) - normaliser
+    return _RowScores(
+        logp=logp.squeeze(-1),
+        loss_logp=loss_logp.squeeze(-1),
+        top_ids=top,
+        top_logp=logits.gather(-1, top) - normaliser,
+    )
+
+
+def check_inputs(ids: Tensor, width: int, top_k: int | None = None) -> None:
+    """Raises ValueError for ids outside the softmax, or a top_k < 1."""
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1, or None")
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < width:

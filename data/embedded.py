@@ -2,23 +2,28 @@
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from . import lists, shapes
+from . import lists, scenes, shapes
 
 PREFIX = "embedded:"
 ASSETS = Path(__file__).parent / "assets"
 MODELS = ("teacher_vl", "student_vl", "teacher_text", "student_text")
 TRAIN_ROWS = 2000
 """Rows of a generated split when the source names no `num`."""
-GENERATORS: dict[str, Callable[..., list[dict[str, Any]]]] = {
+GENERATORS: dict[str, Callable[..., Sequence[dict[str, Any]]]] = {
     "shapes": shapes.rows,
     "lists": lists.rows,
+    "scenes": scenes.rows,
 }
-OPTIONS = {"shapes": {"num": int, "seed": int, "dim": float}, "lists": {"num": int, "seed": int}}
+OPTIONS = {
+    "shapes": {"num": int, "seed": int, "dim": float},
+    "lists": {"num": int, "seed": int},
+    "scenes": {"num": int, "seed": int},
+}
 
 
 def is_embedded(name: str) -> bool:
@@ -43,12 +48,13 @@ def shipped_folder(name: str, split: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def embedded_rows(source: str) -> list[dict[str, Any]]:
-    """The rows of `embedded:NAME/SPLIT?num=N&seed=S`.
+def embedded_rows(source: str) -> Sequence[dict[str, Any]]:
+    """The rows of `embedded:NAME/SPLIT?num=N&seed=S`, NAME one of shapes, lists and scenes.
 
     `embedded:shapes/train?num=2000&seed=0` is generated; `embedded:shapes/test` and
     `embedded:shapes/shifted` ship, and their rows name their folder under `origin.root`, as rows
-    that were read from disk do. `num` takes the first rows of those.
+    that were read from disk do. `num` takes the first rows of those. Scenes are composed one at a
+    time, when a row is asked for.
 
     Raises:
         ValueError: unknown name, split or option, or an option that is no number.

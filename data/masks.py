@@ -81,6 +81,29 @@ def decode_runs(counts: Sequence[int] | str, size: Sequence[int]) -> np.ndarray:
     return flat.reshape(size[1], size[0]).T
 
 
+def encode_runs(area: np.ndarray) -> dict[str, Any]:
+    """COCO's compressed run lengths of a bool [height, width]: what `decode_runs` undoes."""
+    flat = np.concatenate([[False], area.T.reshape(-1), [True]])
+    # The first length counts 0s and may be 0; the last closes at the end whatever is there.
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    if not area.size or edges[-1] != area.size:
+        edges = np.append(edges, area.size)
+    lengths = np.diff(edges, prepend=0).tolist()
+    before = [0, 0, 0, *lengths[1:]]
+    text = "".join(_compressed(n - b) for n, b in zip(lengths, before, strict=False))
+    return {"size": list(area.shape), "counts": text}
+
+
+def _compressed(value: int) -> str:
+    """One difference of run lengths in COCO's base 32."""
+    text, more = "", True
+    while more:
+        bits, value = value & 31, value >> 5
+        more = value != (-1 if bits & 16 else 0)
+        text += chr((bits | 32 if more else bits) + 48)
+    return text
+
+
 def _uncompressed(text: str) -> list[int]:
     lengths: list[int] = []
     value, shift = 0, 0

@@ -6,13 +6,12 @@ the file names them. `write_rows` puts rows and their pictures into a folder tha
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .pictures import load_picture
 from .questions import PLACEHOLDER
-from .rows import METADATA, Row, read_rows
+from .rows import Row, read_rows
 
 VISION_OPD_CONTEXT = (
     "Only focus on the objects inside the red bounding box in the image to answer this question."
@@ -177,53 +176,6 @@ def import_rows(kind: str, source: Path, question: str) -> Iterator[Row]:
         raise ValueError(
             f"{source} is not in the format {kind!r}: {type(error).__name__}: {error}"
         ) from error
-
-
-def write_rows(
-    rows: Iterable[Mapping[str, Any]], out: Path, *, root: Path | None
-) -> tuple[int, list[dict[str, str]]]:
-    """Writes `out/metadata.jsonl` and the rows' pictures as upright PNG under `out/images`.
-
-    Args:
-        root: folder of the pictures the rows name.
-
-    Returns:
-        The number of rows written, and `{"uid", "reason"}` of each row with a picture that cannot
-        be loaded; those are left out.
-
-    Raises:
-        ValueError: `out` holds rows already.
-    """
-    if (out / METADATA).exists():
-        raise ValueError(f"{out / METADATA} exists already; choose another folder")
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    written, skipped = 0, []
-    partial = out / f"{METADATA}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(rows):
-            try:
-                made = _with_files(row, number, out, root)
-            except ValueError as error:
-                skipped.append({"uid": str(row.get("uid")), "reason": str(error)})
-                continue
-            file.write(json.dumps(made, ensure_ascii=False) + "\n")
-            written += 1
-    partial.rename(out / METADATA)
-    return written, skipped
-
-
-def _with_files(row: Mapping[str, Any], number: int, out: Path, root: Path | None) -> Row:
-    made = {key: value for key, value in row.items() if key != "origin"}
-    pictures = {
-        field: [load_picture(source, root=root) for source in row[field]]
-        for field in ("images", "teacher_images")
-        if row.get(field) is not None
-    }
-    for field, loaded in pictures.items():
-        made[field] = [f"images/{number:07d}-{field}-{i}.png" for i in range(len(loaded))]
-        for name, picture in zip(made[field], loaded, strict=True):
-            picture.save(out / name)
-    return made
 
 
 def _swift_boxes(row: Row) -> list[dict[str, Any]]:

@@ -37,20 +37,36 @@ def load_picture(
         return _upright_rgb(source)
     if isinstance(source, Mapping):
         data = source.get("bytes")
-        if data is None:
-            source = source.get("path")
-        elif isinstance(data, bytes):
+        if isinstance(data, bytes):
             return _decode(
                 f"picture {source.get('path') or 'in bytes'}", io.BytesIO(data), max_pixels
             )
-    if isinstance(source, str | Path) and str(source):
-        path = _inside(source, Path(root)) if root is not None else Path(source)
-        if not path.is_file():
-            raise ValueError(f"picture {source!s} does not exist (looked for {path})")
-        return _decode(f"picture {source!s}", path, max_pixels)
-    raise ValueError(
-        f"a picture must be a path, bytes and path, or a PIL image; got {type(source).__name__}"
-    )
+    path = picture_path(source, root)
+    if path is None:
+        raise ValueError(
+            f"a picture must be a path, bytes and path, or a PIL image; got {type(source).__name__}"
+        )
+    return _decode(f"picture {source!s}", path, max_pixels)
+
+
+def picture_path(source: Any, root: str | Path | None) -> Path | None:
+    """The file that a path, or a mapping with a path and no bytes, names; None for other things.
+
+    Raises:
+        ValueError: the file is missing, or outside `root`.
+    """
+    if isinstance(source, Mapping):
+        source = source.get("path")
+    if not isinstance(source, str | Path) or not str(source):
+        return None
+    path = _inside(source, Path(root)) if root is not None else Path(source)
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"picture {str(source)!r} is no name of a file: {error}") from error
+    if not is_file:
+        raise ValueError(f"picture {source!s} does not exist (looked for {path})")
+    return path
 
 
 def _inside(source: str | Path, root: Path) -> Path:

@@ -2,13 +2,20 @@
 
 A row is a dict as data/README.md describes it. `read_rows` adds `origin`: `{"file", "line",
 "root"}`, and `uid` where there is none. Unknown columns stay; they can reach the teacher only.
+Files are read row by row when a row is asked for, so a set may be larger than memory.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
+
+import numpy as np
+
+from .lines import JsonLines
+from .tables import HubTable, Table, parquet_table
+from .webdataset import TarTable
 
 Row = dict[str, Any]
 METADATA = "metadata.jsonl"
@@ -25,14 +32,9 @@ class Rows(Sequence[Row]):
     """Rows made one at a time from a table, so that a large one stays on disk; so do slices."""
 
     def __init__(
-        self,
-        table: Any,
-        name: str,
-        root: str | None,
-        uids: Sequence[str],
-        positions: Sequence[int] | None = None,
+        self, table: Table, name: str, root: str | None, positions: Sequence[int] | None = None
     ) -> None:
-        self._table, self._name, self._root, self._uids = table, name, root, uids
+        self._table, self._name, self._root = table, name, root
         self._positions = range(len(table)) if positions is None else positions
 
     def __len__(self) -> int:
@@ -44,12 +46,12 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: slice) -> "Rows": ...
     def __getitem__(self, index: int | slice) -> "Row | Rows":
         if isinstance(index, slice):
-            chosen = self._positions[index]
-            return Rows(self._table, self._name, self._root, self._uids, chosen)
+            return Rows(self._table, self._name, self._root, self._positions[index])
         position = self._positions[index]
         row = _renamed(self._table[position])
-        origin = {"file": self._name, "line": position + 1, "root": self._root}
-        return {**row, "uid": self._uids[position], "origin": origin}
+        uid = uid_at(row.get("uid"), position, self._name)
+        origin = {"file": self._name, "line": self._table.line(position), "root": self._root}
+        return {**row, "uid": uid, "origin": origin}
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
@@ -65,15 +67,15 @@ def read_rows(
     """The rows of a data set.
 
     Args:
-        source: a folder with `metadata.jsonl`, a `.jsonl` or `.parquet` file, a folder that
-            `Dataset.save_to_disk` wrote, a `datasets` id on the hub, a `datasets.Dataset`, or
-            dicts in memory.
+        source: a `.jsonl`, `.parquet` or `.tar` (WebDataset) file; a folder with
+            `metadata.jsonl`, of Parquet or tar shards, or that `Dataset.save_to_disk` wrote; a
+            `datasets` id on the hub; a `datasets.Dataset`; or dicts in memory.
         split: keeps this split: the data set's own, else rows whose `meta.split` it is.
         name: configuration of a hub data set.
         root: folder of the pictures where it is not the one `source` lies in.
 
     Returns:
-        A sequence; tables stay on disk and rows are made when asked for.
+        A sequence; what lies on the disk stays there and rows are made when asked for.
 
     Raises:
         ValueError: no such source or split, a broken line (with its number), a uid held twice.
@@ -81,52 +83,90 @@ def read_rows(
     if not isinstance(source, str | Path):
         if hasattr(source, "column_names"):
             return _from_table(source, "data set", split, root)
-        return _checked(source, "rows in memory", None if root is None else str(root), split)
+        listed = _Listed([dict(row) for row in source])
+        return _from(listed, "rows in memory", split, root)
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, split, root)
     if path.is_file():
-        folder = str(root or path.parent)
-        if path.suffix == ".jsonl":
-            return _checked(_read_jsonl(path), str(path), folder, split)
-        if path.suffix == ".parquet":
-            return _from_table(_parquet(path), str(path), split, folder)
-        raise ValueError(f"cannot read {path}: need .jsonl, .parquet or a folder")
+        readers: dict[str, Callable[[Path], Table]] = {
+            ".jsonl": JsonLines,
+            ".parquet": lambda file: parquet_table([file]),
+            ".tar": lambda file: TarTable([file]),
+        }
+        if path.suffix not in readers:
+            raise ValueError(f"cannot read {path}: need .jsonl, .parquet, .tar or a folder")
+        return _from(readers[path.suffix](path), str(path), split, root or path.parent)
     return _from_hub(str(source), split, name, root)
 
 
-def unique_uids(uids: Iterable[Any], name: str, word: str) -> list[str]:
-    """The uids as strings; a missing one becomes `<file stem>-<index>`.
+def uid_at(uid: Any, position: int, name: str) -> str:
+    """The uid as a string; a missing one is `<file stem>-<position>`."""
+    if uid is None or uid == "":
+        stem = re.sub(r"\W+", "_", Path(name).stem)
+        return f"{stem}-{position:06d}"
+    return str(uid)
 
-    Raises:
-        ValueError: a uid held twice, naming both places.
+
+def check_unique(uids: Callable[[], Iterable[Any]], name: str) -> None:
+    """ValueError for a uid held twice, naming both places.
+
+    Args:
+        uids: gives all uids in order, each time it is called; a second time only on suspicion.
     """
-    stem = re.sub(r"\W+", "_", Path(name).stem)
+    hashes = np.array(array("q", (hash(uid_at(u, i, name)) for i, u in enumerate(uids()))))
+    order = np.sort(hashes)
+    twice = set(order[1:][order[1:] == order[:-1]].tolist())
     seen: dict[str, int] = {}
-    for index, uid in enumerate(uids):
-        text = f"{stem}-{index:06d}" if uid is None or uid == "" else str(uid)
+    for index, uid in enumerate(uids() if twice else ()):
+        text = uid_at(uid, index, name)
         if text in seen:
             raise ValueError(
-                f"{name}: {word}s {seen[text] + 1} and {index + 1} both have the uid {text!r}; "
+                f"{name}: rows {seen[text] + 1} and {index + 1} both have the uid {text!r}; "
                 "uids must differ (leave the column out to get them from the position)"
             )
-        seen[text] = index
-    return list(seen)
+        if hash(text) in twice:
+            seen[text] = index
+
+
+class _Listed:
+    """Rows in memory as a table."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, position: int) -> Row:
+        return self._rows[position]
+
+    def line(self, position: int) -> int:
+        return position + 1
+
+    def heads(self) -> Iterator[Row]:
+        return iter(self._rows)
 
 
 def _from_folder(path: Path, split: str | None, root: str | Path | None) -> Sequence[Row]:
     if (path / METADATA).is_file():
-        file = path / METADATA
-        return _checked(_read_jsonl(file), str(file), str(root or path), split)
+        return _from(JsonLines(path / METADATA), str(path / METADATA), split, root or path)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         import datasets
 
         return _from_table(datasets.load_from_disk(str(path)), str(path), split, root or path)
     if split is not None and (path / split).is_dir():
         return _from_folder(path / split, None, root)
+    for suffix, read in ((".parquet", parquet_table), (".tar", TarTable)):
+        # The hub names shards of a split `train-00000-of-00010.parquet`.
+        files = sorted(path.glob(f"*{suffix}"))
+        of_split = [file for file in files if split and file.name.startswith(f"{split}-")]
+        if files:
+            table = read(of_split or files)
+            return _from(table, str(path), None if of_split else split, root or path)
     raise ValueError(
-        f"folder {path} holds neither {METADATA} nor a data set written by save_to_disk"
-        + (f", nor a folder {split!r}" if split else "")
+        f"folder {path} holds neither {METADATA} nor a data set written by save_to_disk nor "
+        "Parquet or tar shards" + (f", nor a folder {split!r}" if split else "")
     )
 
 
@@ -136,6 +176,7 @@ def _from_hub(
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or Path(source).suffix in (
         ".jsonl",
         ".parquet",
+        ".tar",
     ):
         raise ValueError(f"no file or folder {source!r}, and it is no hub id (owner/name) either")
     import datasets
@@ -152,82 +193,39 @@ def _from_hub(
 
 def _from_table(table: Any, name: str, split: str | None, root: str | Path | None) -> Sequence[Row]:
     """Rows over a `datasets` table; of a dict of tables, the one of that split."""
-    import datasets
-
     if isinstance(table, Mapping):
         if split not in table:
             raise ValueError(f"{name} has no split {split!r}; it has: {', '.join(table)}")
         table, split = table[split], None
-    for column, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            table = table.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    given = table["uid"] if "uid" in table.column_names else [None] * len(table)
-    uids = unique_uids(given, name, "row")
-    positions = None
-    if split is not None:
-        metas = table["meta"] if "meta" in table.column_names else [None] * len(table)
-        positions = _of_split([_split_of(meta) for meta in metas], split, name)
-    return Rows(table, name, None if root is None else str(root), uids, positions)
+    return _from(HubTable(table), name, split, root)
 
 
-def _parquet(path: Path) -> Any:
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-
-    try:
-        return datasets.Dataset.from_parquet(str(path))
-    except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no readable Parquet file: {error.__cause__ or error}"
-        ) from error
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
-    # splitlines would also break at U+2028, which JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path} line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} line {number} must be an object, got {type(row).__name__}")
-        yield {**row, "origin": {"line": number}}
-
-
-def _checked(
-    rows: Iterable[Mapping[str, Any]], name: str, root: str | None, split: str | None
-) -> Sequence[Row]:
-    listed = [_renamed(row) for row in rows]
-    uids = unique_uids((row.get("uid") for row in listed), name, "row")
-    made = []
-    for index, (row, uid) in enumerate(zip(listed, uids, strict=True)):
-        origin = row.get("origin")
-        line = origin.get("line", index + 1) if isinstance(origin, Mapping) else index + 1
-        made.append({**row, "uid": uid, "origin": {"file": name, "line": line, "root": root}})
+def _from(table: Table, name: str, split: str | None, root: str | Path | None) -> Rows:
+    """Rows over a table, of one split of it when one is named."""
+    check_unique(lambda: (head.get("uid") for head in table.heads()), name)
+    folder = None if root is None else str(root)
     if split is None:
-        return made
-    splits = [_split_of(row.get("meta")) for row in made]
-    return [made[position] for position in _of_split(splits, split, name)]
+        return Rows(table, name, folder)
+    splits = (_split_of(head.get("meta")) for head in table.heads())
+    return Rows(table, name, folder, _of_split(splits, split, name))
 
 
 def _split_of(meta: Any) -> str | None:
     return meta.get("split") if isinstance(meta, Mapping) else None
 
 
-def _of_split(splits: Sequence[Any], split: str, name: str) -> list[int]:
+def _of_split(splits: Iterable[Any], split: str, name: str) -> Sequence[int]:
     """The positions whose split it is."""
-    if split not in splits:
-        known = sorted({str(other) for other in splits if other is not None})
-        raise ValueError(f"{name}: no row has meta.split {split!r}; there are: {', '.join(known)}")
-    return [position for position, other in enumerate(splits) if other == split]
+    positions, known = array("q"), set()
+    for position, other in enumerate(splits):
+        if other == split:
+            positions.append(position)
+        elif other is not None:
+            known.add(str(other))
+    if not positions:
+        there = ", ".join(sorted(known))
+        raise ValueError(f"{name}: no row has meta.split {split!r}; there are: {there}")
+    return positions
 
 
 def _renamed(row: Mapping[str, Any]) -> Row:

@@ -11,7 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from dopd_vlm.data.importers import IMPORTERS, import_rows, write_rows
+from dopd_vlm.data.importers import IMPORTERS, import_rows
+from dopd_vlm.data.store import write_rows
 
 
 def main() -> int:

@@ -9,8 +9,9 @@ import datasets
 import pytest
 from PIL import Image
 
-from dopd_vlm.data.importers import IMPORTERS, VISION_OPD_CONTEXT, import_rows, write_rows
+from dopd_vlm.data.importers import IMPORTERS, VISION_OPD_CONTEXT, import_rows
 from dopd_vlm.data.rows import read_rows
+from dopd_vlm.data.store import write_rows
 from dopd_vlm.data.views import make_sample
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "import_rows.py"

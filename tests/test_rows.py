@@ -155,7 +155,7 @@ def test_odd_meta_and_origin_of_a_row_do_no_harm(tmp_path, odd) -> None:
     [
         (b'{"uid": "a"}\n{"uid": \n', "line 2 is not JSON"),
         (b'{"uid": "a"}\n[1]\n', "line 2 must be an object, got list"),
-        ('{"uid": "é"}'.encode("latin-1"), "is not UTF-8"),
+        ('{"uid": "é"}'.encode("latin-1"), "line 1 is not UTF-8"),
     ],
 )
 def test_broken_files_are_refused_with_their_line(tmp_path, content, message) -> None:
@@ -167,7 +167,7 @@ def test_broken_files_are_refused_with_their_line(tmp_path, content, message) ->
 def test_sources_that_are_none_say_what_is_needed(tmp_path) -> None:
     (tmp_path / "r.csv").write_text("a")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ValueError, match=r"need \.jsonl, \.parquet or a folder"):
+    with pytest.raises(ValueError, match=r"need \.jsonl, \.parquet, \.tar or a folder"):
         read_rows(tmp_path / "r.csv")
     with pytest.raises(ValueError, match="no readable Parquet"):
         read_rows(tmp_path / "broken.parquet")

@@ -1,0 +1,132 @@
+"""What a row's replies come to: asked for, dropped with a reason, or accepted. All pure."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .annotate_prompts import WORDINGS
+from .annotate_replies import BadReplyError, verdict, written_value
+from .coords import Frame, check_family
+from .questions import Question, read_question
+from .replies import Record
+from .rows import Row
+
+NEEDS_PICTURE = ("boxes", "captions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be written, and how."""
+
+    kinds: tuple[str, ...]
+    """Names in `annotate_prompts.WORDINGS`, in the order in which they are asked for."""
+    coords: str = "qwen3"
+    """How the annotating model writes places."""
+    attempts: int = 2
+    """How often a pass is asked before its bad replies drop the row."""
+    max_pixels: int = 1_500_000
+    """Larger pictures are sent smaller."""
+
+    def __post_init__(self) -> None:
+        check_family(self.coords)
+        unknown = [kind for kind in self.kinds if kind not in WORDINGS]
+        if unknown or not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(
+                f"kinds {','.join(self.kinds)!r}: need distinct names of {', '.join(WORDINGS)}"
+            )
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """The next request a row's kind needs."""
+
+    step: str
+    """`write` or `check`."""
+    attempt: int
+    value: Any = None
+    """What is to be checked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """Why a row's kind came to nothing."""
+
+    kind: str
+    step: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """A written and rechecked annotation."""
+
+    value: Any
+
+
+def standing(
+    kind: str, replies: Sequence[Record], question: Question, attempts: int
+) -> Needed | Dropped | Accepted:
+    """What a row's replies of one kind come to: a pure function, whenever it is asked."""
+    value = None
+    for step in ("write", "check"):
+        of_step = [r for r in replies if (r["kind"], r["step"]) == (kind, step)]
+        reason = ""
+        for record in of_step:
+            try:
+                if record.get("rejected"):
+                    raise BadReplyError(f"rejected: {record['rejected']}")
+                if step == "write":
+                    value = _written(kind, record, question)
+                    break
+                good, why = verdict(record["text"], record["finish_reason"])
+                if good:
+                    return Accepted(value=value)
+                return Dropped(kind=kind, step=step, reason=f"recheck: {why}")
+            except BadReplyError as error:
+                reason = str(error)
+        else:
+            done = len(of_step) >= attempts or reason.startswith("rejected")
+            if done:
+                return Dropped(kind=kind, step=step, reason=reason)
+            return Needed(step=step, attempt=len(of_step), value=value)
+    raise AssertionError("the check step returns")
+
+
+def question_of(row: Row, task: Task) -> Question:
+    """The row's question; ValueError when it is wrong, or a kind needs a picture that is not there."""
+    num_images = len(row.get("images") or [])
+    for kind in task.kinds:
+        if kind in NEEDS_PICTURE and not num_images:
+            raise ValueError(f"{kind} need a picture, and the row has none")
+    return read_question(row, num_images)
+
+
+def row_digest(row: Mapping[str, Any]) -> str:
+    """A name of the row's content; replies to a row that has changed since do not count."""
+    content = {key: value for key, value in row.items() if key != "origin"}
+    text = json.dumps(content, sort_keys=True, default=_digestible)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digestible(value: Any) -> str:
+    data = value if isinstance(value, bytes) else repr(value).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _written(kind: str, record: Record, question: Question) -> Any:
+    frames = [
+        Frame(family=family, size=tuple(size), resized=tuple(resized))
+        for family, size, resized in record["frames"]
+    ]
+    return written_value(
+        kind,
+        record["text"],
+        record["finish_reason"],
+        frames=frames,
+        answer=question.answer,
+        choices=question.choices,
+    )

@@ -1,0 +1,447 @@
+"""The annotating pipeline against a scripted endpoint: every reply and failure is a counted outcome."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dopd_vlm.data.annotate import annotate
+from dopd_vlm.data.annotate_replies import BadReplyError, json_in, written_value
+from dopd_vlm.data.annotate_standing import Task
+from dopd_vlm.data.coords import Frame
+from dopd_vlm.data.endpoint import Endpoint
+from dopd_vlm.data.rows import read_rows
+from dopd_vlm.data.validate import validate
+from dopd_vlm.data.views import make_sample
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "annotate.py"
+BOXES = '[{"bbox_2d": [100, 200, 500, 800], "label": "cup"}]'
+HINTS = '["Find the cups.", "Count them."]'
+GOOD = '{"good": true, "reason": "fine"}'
+
+
+def chat(text, finish_reason="stop"):
+    message = {"role": "assistant", "content": text}
+    return {
+        "choices": [{"message": message, "finish_reason": finish_reason}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+    }
+
+
+def asked_for(body):
+    """(uid, kind or "check") of a request; the question of every row starts with its uid."""
+    content = body["messages"][0]["content"]
+    text = content if isinstance(content, str) else content[-1]["text"]
+    uid = text.split("Question:\n")[1].split()[0]
+    kind = "check" if "Judge it" in text else "boxes" if "bbox_2d" in text else "hints"
+    return uid, kind
+
+
+@contextmanager
+def endpoint(script, **options):
+    """An Endpoint whose server answers `script(body, number) -> (status, text or dict)`."""
+    bodies = []
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                bodies.append((self.path, dict(self.headers), body))
+                number = len(bodies)
+            status, answer = script(body, number)
+            data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *arguments: None  # a client that left is part of the tests
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    made = {
+        "max_concurrent": 3,
+        "first_wait_s": 0.01,
+        "timeout_s": 5.0,
+        "max_repeats": 3,
+        **options,
+    }
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        yield Endpoint(url=url, model="strong", **made), bodies
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def good(body, number):
+    return 200, chat({"boxes": BOXES, "hints": HINTS, "check": GOOD}[asked_for(body)[1]])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = []
+    for index in range(6):
+        name = f"p{index}.{'jpg' if index % 2 else 'png'}"
+        Image.new("RGB", (200, 100), (40 * index, 90, 90)).save(tmp_path / name)
+        question = f"r{index} how many cups ?"
+        rows.append({"uid": f"r{index}", "images": [name], "question": question, "answer": "2",
+                     "annotations": {"captions": ["a table"]}, "meta": {"split": "train"}})  # fmt: skip
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def dropped(out):
+    return {row["uid"]: row["reason"] for row in read_rows(out / "dropped.jsonl")}
+
+
+def run(folder, script, *, kinds=("boxes",), attempts=2, coords="qwen3", **options):
+    with endpoint(script, **options) as (where, bodies):
+        task = Task(kinds=kinds, attempts=attempts, coords=coords)
+        return annotate(read_rows(folder), folder / "out", task, where), bodies
+
+
+def test_good_replies_make_rows_that_train_and_validate(folder) -> None:
+    outcome, bodies = run(folder, good, kinds=("boxes", "hints"), api_key="k1")
+    assert (outcome.kept, outcome.dropped, outcome.pending, outcome.stopped) == (6, {}, 0, "")
+    assert outcome.progress.num_requests == len(bodies) == 24
+    assert (outcome.progress.prompt_tokens, outcome.progress.completion_tokens) == (2400, 240)
+    path, headers, body = bodies[0]
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer k1")
+    assert (body["model"], body["stream"]) == ("strong", False)
+    rows = read_rows(folder / "out")
+    assert [row["uid"] for row in rows] == [f"r{index}" for index in range(6)]
+    assert rows[0]["annotations"]["boxes"] == [{"bbox": [20, 20, 80, 60], "label": "cup"}]
+    assert rows[0]["annotations"]["captions"] == ["a table"]
+    assert rows[0]["meta"] == {"split": "train", "annotator": "strong"}
+    sample = make_sample(rows[1], ["boxes", "hints"])
+    assert '[100, 200, 500, 800], "label": "cup"' in sample.privileged.context
+    assert sample.plain.images[0].size == (200, 100)
+    assert validate(rows).problems == []
+
+
+def test_pictures_are_kept_as_they_were(folder) -> None:
+    run(folder, good)
+    made = read_rows(folder / "out")[1]["images"][0]
+    assert made.endswith(".jpg")
+    assert (folder / "out" / made).read_bytes() == (folder / "p1.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("There is a cup on the left.", "no JSON: 'There is"),
+        (BOXES[:-20], "no JSON: "),
+        ('{"cup": 1}', "form: need a list of boxes"),
+        ('[{"bbox_2d": [1, 2, 3], "label": "x"}]', r"form: [0] needs bbox_2d of four numbers"),
+        ('[{"bbox_2d": [1, 2, 3, NaN], "label": "x"}]', "form: [0] needs bbox_2d of four"),
+        ('[{"bbox_2d": [1, 2, 30, 40]}]', "form: [0] needs a label"),
+        ('[{"bbox_2d": [100, 200, 1500, 800], "label": "x"}]', "place: [0].bbox"),
+        ('[{"bbox_2d": [500, 200, 100, 800], "label": "x"}]', "place: [0].bbox"),
+        ('[{"bbox_2d": [1, 2, 30, 40], "label": "x", "image": 2}]', "place: [0] names picture 2"),
+        ("[]", "empty: "),
+        ("", "no JSON: ''"),
+    ],
+)
+def test_bad_first_replies_are_asked_again_then_dropped(folder, reply, reason) -> None:
+    def script(body, number):
+        uid, kind = asked_for(body)
+        return (200, chat(reply)) if (uid, kind) == ("r2", "boxes") else good(body, number)
+
+    outcome, bodies = run(folder, script)
+    assert (outcome.kept, outcome.pending) == (5, 0)
+    assert list(outcome.dropped.values()) == [1]
+    assert dropped(folder / "out")["r2"].startswith(reason)
+    assert Counter(asked_for(body) for _, _, body in bodies)["r2", "boxes"] == 2
+    kept = [json.loads(line) for line in (folder / "out" / "replies.jsonl").open()]
+    assert [record["text"] for record in kept[1:] if record["uid"] == "r2"] == [reply] * 2
+
+
+@pytest.mark.parametrize(
+    "reply", [f"```json\n{BOXES}\n```", f"Here it is: {BOXES} Done.", f"<think>[1]</think>{BOXES}"]
+)
+def test_json_in_a_fence_or_among_words_is_read(folder, reply) -> None:
+    outcome, _ = run(
+        folder, lambda body, number: (200, chat(reply if asked_for(body)[1] == "boxes" else GOOD))
+    )
+    assert outcome.kept == 6
+
+
+def test_a_second_attempt_saves_the_row(folder) -> None:
+    seen = Counter()
+
+    def script(body, number):
+        seen[asked_for(body)] += 1
+        return (200, chat("hm")) if seen[asked_for(body)] == 1 else good(body, number)
+
+    outcome, bodies = run(folder, script)
+    assert (outcome.kept, len(bodies)) == (6, 24)
+
+
+def test_the_second_pass_drops_rows(folder) -> None:
+    def script(body, number):
+        uid, kind = asked_for(body)
+        if kind != "check" or uid not in ("r1", "r4"):
+            return good(body, number)
+        return 200, chat(
+            '{"good": false, "reason": "box too wide"}' if uid == "r1" else "looks fine"
+        )
+
+    outcome, bodies = run(folder, script)
+    assert (outcome.kept, outcome.dropped) == (4, {"recheck": 1, "no JSON": 1})
+    assert dropped(folder / "out")["r1"] == "recheck: box too wide"
+    assert "bbox_2d" in next(b["messages"][0]["content"][-1]["text"] for _, _, b in bodies
+                             if asked_for(b) == ("r1", "check"))  # fmt: skip
+
+
+@pytest.mark.parametrize("hint", ["It is 2.", "Two cups are left.", "The result is 2.0"])
+def test_hints_that_disclose_the_answer_drop_the_row(folder, hint) -> None:
+    def script(body, number):
+        uid, kind = asked_for(body)
+        return (
+            (200, chat(json.dumps(["Look.", hint])))
+            if (uid, kind) == ("r0", "hints")
+            else good(body, number)
+        )
+
+    outcome, _ = run(folder, script, kinds=("hints",))
+    assert (outcome.kept, outcome.dropped) == (5, {"disclosure": 1})
+
+
+def test_a_cut_reply_says_so(folder) -> None:
+    def script(body, number):
+        return 200, chat(BOXES, finish_reason="length")
+
+    outcome, _ = run(folder, script)
+    assert outcome.dropped == {"cut": 6}
+
+
+def test_what_passes_by_itself_is_repeated(folder) -> None:
+    answers = iter(
+        [(429, "slow down"), (500, "oops"), (200, "<html>proxy</html>"), (503, ""), (200, "[]")]
+    )
+
+    def script(body, number):
+        return next(answers, None) or good(body, number)
+
+    outcome, _ = run(folder, script)
+    assert (outcome.kept, outcome.progress.num_repeats) == (6, 5)
+
+
+def test_timeouts_are_repeated(folder) -> None:
+    def script(body, number):
+        if number <= 2:
+            time.sleep(0.6)
+        return good(body, number)
+
+    outcome, _ = run(folder, script, timeout_s=0.3)
+    assert outcome.kept == 6 and outcome.progress.num_repeats >= 2
+
+
+def test_a_refused_request_drops_its_row_alone(folder) -> None:
+    def script(body, number):
+        return (400, "picture too large") if asked_for(body)[0] == "r3" else good(body, number)
+
+    outcome, bodies = run(folder, script)
+    assert (outcome.kept, outcome.dropped) == (5, {"rejected": 1})
+    assert "status 400: picture too large" in dropped(folder / "out")["r3"]
+    assert Counter(asked_for(body)[0] for _, _, body in bodies)["r3"] == 1
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_wrong_key_or_model_stops_at_once(folder, status) -> None:
+    with pytest.raises(ValueError, match=rf"refuses model 'strong': status {status}"):
+        run(folder, lambda body, number: (status, "no"))
+
+
+def test_an_absent_endpoint_loses_nothing_and_the_run_goes_on(folder) -> None:
+    task = Task(kinds=("boxes",))
+    with endpoint(good, max_concurrent=2, max_repeats=1) as (there, _):
+        gone = replace(there, url="http://127.0.0.1:9/v1")
+    first = annotate(read_rows(folder), folder / "out", task, gone)
+    assert (first.kept, first.dropped, first.pending) == (0, {}, 6)
+    assert "no connection" in first.stopped
+    second, _ = run(folder, good)
+    assert (second.kept, second.pending) == (6, 0)
+
+
+def test_bad_rows_are_dropped_without_a_request(folder) -> None:
+    (folder / "p1.jpg").write_bytes(b"no picture")
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    text_only = json.dumps({"uid": "t", "question": "t no picture ?"})
+    (folder / "metadata.jsonl").write_text("\n".join([*lines, text_only]))
+    outcome, bodies = run(folder, good)
+    assert (outcome.kept, outcome.dropped) == (5, {"row": 2})
+    assert "boxes need a picture" in dropped(folder / "out")["t"]
+    assert {"r1", "t"}.isdisjoint(asked_for(body)[0] for _, _, body in bodies)
+
+
+def test_a_finished_run_asks_nothing_and_other_settings_are_refused(folder) -> None:
+    run(folder, good)
+    before = (folder / "out" / "metadata.jsonl").read_bytes()
+    outcome, bodies = run(folder, good)
+    assert (outcome.kept, bodies) == (6, [])
+    assert (folder / "out" / "metadata.jsonl").read_bytes() == before
+    with pytest.raises(ValueError, match="other settings"):
+        run(folder, good, kinds=("hints",))
+
+
+def test_a_changed_row_is_asked_again(folder) -> None:
+    run(folder, good)
+    text = (folder / "metadata.jsonl").read_text().replace("r2 how many", "r2 just how many")
+    (folder / "metadata.jsonl").write_text(text)
+    outcome, bodies = run(folder, good)
+    assert outcome.kept == 6
+    assert {asked_for(body)[0] for _, _, body in bodies} == {"r2"}
+
+
+def test_requests_are_paced(folder) -> None:
+    start = time.monotonic()
+    run(folder, good, requests_per_minute=60 / 0.05)
+    assert time.monotonic() - start >= 0.05 * 11
+
+
+@pytest.mark.parametrize("coords", ["pixel", "qwen2_5"])
+def test_pixels_are_those_of_the_picture_as_sent(folder, coords) -> None:
+    sent = {}
+
+    def script(body, number):
+        uid, kind = asked_for(body)
+        if kind == "check":
+            return 200, chat(GOOD)
+        text = body["messages"][0]["content"][-1]["text"]
+        width, height = (int(n) for n in text.split("as given (")[1].split(")")[0].split(" x "))
+        sent[uid] = (width, height)
+        box = [0, 0, width // 2, height]
+        return 200, chat(json.dumps([{"bbox_2d": box, "label": "left half"}]))
+
+    run(folder, script, coords=coords)
+    assert sent["r0"] == (196, 112)  # multiples of 28
+    box = read_rows(folder / "out")[0]["annotations"]["boxes"][0]["bbox"]
+    assert box == [0, 0, 100, 100]
+
+
+def test_what_a_question_says_fills_no_field(folder) -> None:
+    rows = [{"uid": "x", "images": ["p0.png"], "question": "x {answer} {places} ?", "answer": "2"}]
+    (folder / "metadata.jsonl").write_text(json.dumps(rows[0]))
+    _, bodies = run(folder, good)
+    assert "x {answer} {places} ?" in bodies[0][2]["messages"][0]["content"][-1]["text"]
+
+
+def command(folder, url):
+    return [sys.executable, str(SCRIPT), str(folder), "--endpoint", url, "--model", "strong",
+            "--kind", "boxes,hints", "--out", str(folder / "out"), "--concurrency", "2",
+            "--price", "1000", "2000"]  # fmt: skip
+
+
+def test_a_killed_run_goes_on_with_nothing_lost_or_repeated(folder) -> None:
+    answered = Counter()
+
+    def script(body, number):
+        time.sleep(0.05)
+        answered[asked_for(body), json.dumps(body)] += 1
+        return good(body, number)
+
+    with endpoint(script) as (where, _):
+        first = subprocess.Popen(command(folder, where.url), stderr=subprocess.DEVNULL)
+        replies = folder / "out" / "replies.jsonl"
+        deadline = time.monotonic() + 60
+        while not replies.exists() or replies.read_bytes().count(b"\n") < 8:
+            assert time.monotonic() < deadline and first.poll() is None
+            time.sleep(0.01)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        with replies.open("ab") as file:
+            file.write(b'{"uid": "r5", "row": "ab')  # as a kill in the middle of a write leaves it
+        kept = replies.read_bytes().count(b"\n") - 1
+        assert 0 < kept < 24 and not (folder / "out" / "metadata.jsonl").exists()
+        done = subprocess.run(command(folder, where.url), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "6 rows kept, 0 dropped, 0 still to ask" in done.stdout
+    assert f"this run: {24 - kept} replies" in done.stdout
+    # 100 prompt and 10 completion tokens a reply, at 1000 and 2000 a million
+    assert f"cost {(24 - kept) * 0.12:.2f}" in done.stdout
+    rows = read_rows(folder / "out")
+    assert [row["uid"] for row in rows] == [f"r{index}" for index in range(6)]
+    assert all(set(row["annotations"]) == {"captions", "boxes", "hints"} for row in rows)
+    records = [json.loads(line) for line in replies.open()][1:]
+    keys = [(r["uid"], r["kind"], r["step"], r["attempt"]) for r in records]
+    assert len(keys) == len(set(keys)) == 24
+    # Only what was under way at the kill may have been answered without having been kept.
+    assert sum(answered.values()) - 24 <= 2
+
+
+def test_the_script_says_what_is_wrong(folder) -> None:
+    wrong = command(folder, "ftp://x")
+    done = subprocess.run(wrong, capture_output=True, text=True)
+    assert (done.returncode, "must start with http" in done.stderr) == (2, True)
+
+
+FRAME = Frame(family="qwen3", size=(200, 100))
+
+
+@given(st.text(alphabet='[]{}":,0123456789.eE-abNn \n', max_size=60) | st.text(max_size=40))
+def test_any_reply_is_a_value_or_a_bad_reply(text) -> None:
+    for kind in ("boxes", "hints"):
+        try:
+            value = written_value(kind, text, "stop", frames=(FRAME,), answer="2", choices=None)
+        except BadReplyError as error:
+            assert str(error).partition(":")[0] in (
+                "no JSON",
+                "form",
+                "empty",
+                "place",
+                "disclosure",
+            )
+        else:
+            assert value
+
+
+def test_a_reply_with_two_values_is_not_guessed_at() -> None:
+    with pytest.raises(BadReplyError, match="more than one value"):
+        json_in(f"{BOXES} or rather {BOXES}")
+    assert json_in(f"{BOXES} [see above]") == json.loads(BOXES)
+
+
+@pytest.mark.slow
+def test_a_real_server_speaks_the_same_protocol(folder) -> None:
+    """`transformers serve` with the embedded text student: its replies are no JSON, but kept."""
+    model = Path(__file__).parents[1] / "data" / "assets" / "student_text"
+    port = "8127"
+    server = subprocess.Popen(
+        [str(Path(sys.executable).parent / "transformers"), "serve", str(model), "--port", port,
+         "--device", "cpu"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        rows = [{"uid": f"q{i}", "question": f"list : {i} 2", "answer": "x"} for i in range(3)]
+        where = Endpoint(url=f"http://localhost:{port}/v1", model=str(model), max_tokens=8,
+                         max_concurrent=2, timeout_s=60, first_wait_s=4, max_repeats=10)  # fmt: skip
+        outcome = annotate(
+            read_rows(rows), folder / "real", Task(kinds=("hints",), attempts=1), where
+        )
+    finally:
+        server.terminate()
+        server.wait()
+    assert outcome.stopped == "" and outcome.pending == 0
+    assert outcome.kept + sum(outcome.dropped.values()) == 3
+    assert outcome.progress.num_requests >= 3
+    assert outcome.progress.prompt_tokens > 0 and outcome.progress.completion_tokens > 0

@@ -3,23 +3,50 @@
 The rules, in order; the name of the one that fired is returned for auditing:
     unclosed_think  a <think> that never ends: nothing was answered
     bare            the text is a letter and nothing else
-    declared        the last "answer | option | choice [is] [:] X"
-    ambiguous       such a declaration that names two letters: "answer: A or B"
-    lead            the text starts with "X) ..." or "X. ..."
-    paren           the last letter in parentheses that no "not" precedes
-    tail            the text ends in "so | thus | therefore | hence ... X"
-    text            exactly one option's text occurs
+    declared        the last "answer | option | choice [is] [:] X" that is not called wrong
+    ambiguous       such a declaration that names several letters: "answer: A or B"
+    lead            the text starts with "X) ..." or "X. ..." and no other line does so
+    paren           the last letter in parentheses that nothing around it rules out
+    tail            the text ends in "so | thus | therefore | hence ... X", no negation between
+    text            the text is an option's, or exactly one option's text occurs and none is negated
     unparsed        none of these
 """
 
 import re
 from collections.abc import Mapping
 
+from .answers import final_answer
+
 CUE = r"(?:(?i:\b(?:answers?|options?|choices?))|\u7b54\u6848)"
-LINK = r"\s*(?:(?i:is|are|\u4e3a|\u662f))?\s*[:=\uff1a]?\s*"
+LINK = (
+    r"\s*(?:(?i:is|are|would be|should be|must be|will be|\u4e3a|\u662f))?\s*[:=\uff1a]?\s*"
+    r"(?:(?i:clearly|definitely|most likely|likely|probably|therefore|thus)\s+)?"
+)
 PRONOUN = r"(?!'|\s+(?:think|believe|guess|am|would|will|choose|pick|see|can|cannot|have|do|was)\b)"
 """What must not follow a capital I that is an option's letter."""
-NEGATION = r"(?<!\bnot )(?<!\bnor )(?<!\bneither )(?<!\bnever )"
+RULED_OUT = (
+    r"\)?[\s:-]*(?i:(?:(?:is|are|was|were|can|could|must|does|do|has|be|been|seems?|looks?|both|"
+    r"all|also|clearly|definitely|obviously|therefore)\s+)+not\b|"
+    r"(?:(?:is|are|was|were|must|has|be|been|seems?|looks?|both|all|also|clearly|definitely|"
+    r"obviously|therefore)\s+)*"
+    r"(?:cannot|can't|isn't|aren't|wasn't|doesn't|don't|couldn't|never|wrong|incorrect|false|"
+    r"ruled out|eliminated|excluded|impossible|invalid|unlikely)\b)"
+)
+"""What follows a letter that the text rejects."""
+NEGATION = re.compile(
+    r"\b(?:not|no|nor|neither|never|cannot|\w+n't|except|excluding|excludes?|without|unlike|"
+    r"rather than|instead of|other than|(?:all|any|\w+thing) but|rules? out|ruling out|"
+    r"eliminates?|eliminating|rejects?|wrong|incorrect|false)\b",
+    re.IGNORECASE,
+)
+"""What turns a clause against the option that it names."""
+LETTER, AND = r"[A-J](?![A-Za-z0-9'])", r",\s*and|,\s*or|,|and|or|nor|&|/"
+LISTED = (
+    r"\(([A-J])\)[ \t]*([^\n(]+)",
+    r"^[ \t]*([A-J])[.):][ \t]*(\S[^\n]*)",
+    r"(?:^|,|:)[ \t]*([A-J])[:.][ \t]*([^\n,]+)",
+)
+"""How questions list their options: `(A) x`, a line `A. x`, and `A: x, B: y`."""
 
 
 def extract_choice(text: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
@@ -49,30 +76,42 @@ def extract_choices(text: str, choices: Mapping[str, str]) -> tuple[frozenset[st
     if answer is None:
         return None, "unclosed_think"
     answer = _plain(answer)
-    letters = _letters(choices)
-    item = rf"\(?\s*[{letters}]\s*\)?"
-    several = rf"{item}(?:(?:\s*[,;/&]\s*(?:and\s+)?|\s+and\s+|\s*){item})*"
+    item, several = _items(choices)
     if re.fullmatch(rf"{several}\s*[.:]?", answer):
-        return _set(answer, letters), "bare"
-    if re.search(rf"{CUE}{LINK}{item}\s*or\s+{item}(?![A-Za-z0-9'])", answer):
-        return None, "ambiguous"
-    declared = re.findall(rf"{CUE}{LINK}({several})(?![A-Za-z0-9'])", answer)
+        return _set(answer, choices), "bare"
+    declared = [
+        match[1]
+        for match in re.finditer(rf"{CUE}{LINK}({several})(?![A-Za-z0-9'])", answer)
+        if not _is_ruled_out(answer, match.start(1), match.end(1))
+    ]
     if declared:
-        return _set(declared[-1], letters), "declared"
-    listed = re.findall(
-        rf"{NEGATION}(\([{letters}]\)(?:\s*(?:,|and|&|,\s*and)\s*\([{letters}]\))+)", answer
-    )
+        last = rf"{re.escape(declared[-1])}\s*or\s+{item}(?![A-Za-z0-9'])"
+        if re.search(rf"{CUE}{LINK}{last}", answer):
+            return None, "ambiguous"
+        return _set(declared[-1], choices), "declared"
+    bracketed = rf"\({_any(choices)}\)(?:\s*(?:,\s*and|,|and|&)\s*\({_any(choices)}\))+"
+    listed = [
+        match[0]
+        for match in re.finditer(bracketed, answer)
+        if not _is_ruled_out(answer, match.start(), match.end())
+    ]
     if listed:
-        return _set(listed[-1], letters), "paren"
+        return _set(listed[-1], choices), "paren"
     letter, rule = _extract(answer, choices)
     return (None if letter is None else frozenset(letter)), rule
 
 
-def final_answer(text: str) -> str | None:
-    """The text without its thinking; None when a <think> was opened and never closed."""
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    text = text.rpartition("</think>")[2]
-    return None if "<think>" in text else text
+def options_in(question: str) -> dict[str, str]:
+    """{letter: text} of the options that a question lists, in the forms of LISTED; {} without any.
+
+    A list starts at A and has no gap, so that a stray "B." is none.
+    """
+    for pattern in LISTED:
+        found = {m[1]: m[2].strip(" ,;") for m in re.finditer(pattern, question, re.MULTILINE)}
+        letters = "ABCDEFGHIJ"[: len(found)]
+        if len(found) > 1 and "".join(found) == letters:
+            return found
+    return {}
 
 
 def _plain(text: str) -> str:
@@ -86,40 +125,105 @@ def _plain(text: str) -> str:
 
 
 def _extract(text: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
-    letters = _letters(choices)
-    bare = re.fullmatch(rf"\(?\s*([{letters}{letters.lower()}])\s*[).:]?", text)
+    bare = re.fullmatch(rf"\(?\s*({_any(choices, lower=True)})\s*[).:]?", text)
     if bare:
         return bare[1].upper(), "bare"
-    found = _declared(text, letters, choices)
+    found = _declared(text, choices)
     if found is not None:
         return found
-    lead = re.match(rf"\(?([{letters}])[).:]\s+\S", text)
-    if lead:
-        return lead[1], "lead"
-    parens = re.findall(rf"{NEGATION}\(([{letters}])\)", text)
-    if parens:
-        return parens[-1], "paren"
-    tail = re.search(rf"\b(?:so|thus|therefore|hence)\b([^.\n]*?)\b([{letters}])\s*[.)]?\s*$", text)
-    if tail and not re.search(r"\bnot\s*$", tail[1]):
-        return tail[2], "tail"
-    return _by_text(text, choices)
+    for rule, read in (("lead", _lead), ("paren", _paren), ("tail", _tail), ("text", _by_text)):
+        letter = read(text, choices)
+        if letter is not None:
+            return letter, rule
+    return None, "unparsed"
 
 
-def _declared(text: str, letters: str, choices: Mapping[str, str]) -> tuple[str | None, str] | None:
-    pattern = rf"{CUE}{LINK}\(?([{letters}])(?![A-Za-z0-9'])"
-    found = [m for m in re.finditer(pattern, text) if not _is_pronoun(m[1], text[m.end() :])]
+def _declared(text: str, choices: Mapping[str, str]) -> tuple[str | None, str] | None:
+    pattern = rf"{CUE}{LINK}\(?({_any(choices)})(?![A-Za-z0-9'])"
+    found = [
+        match
+        for match in re.finditer(pattern, text)
+        if not _is_pronoun(match[1], text[match.end() :])
+        and not _is_ruled_out(text, match.start(1), match.end())
+    ]
     if not found:
-        lower = re.findall(rf"{CUE}{LINK}\(?([{letters.lower()}])\)?\s*\.?\s*$", text)
+        lower = re.findall(rf"{CUE}{LINK}\(?({_any(choices).lower()})\)?\s*\.?\s*$", text)
         return (lower[-1].upper(), "declared") if lower else None
     last = found[-1]
     rest = text[last.end() :]
-    if re.match(rf"\)?\s*(?:or|/)\s*\(?[{letters}](?![A-Za-z0-9'])", rest):
-        return None, "ambiguous"
-    return (
-        (_after_article(rest, choices) or last[1], "declared")
-        if last[1] == "A"
-        else (last[1], "declared")
+    other = re.match(
+        rf"\)?\s*(?:\bor\b|\band\b|/|,|&)\s*\(?({_any(choices)})(?![A-Za-z0-9'])", rest
     )
+    if other and not _is_pronoun(other[1], rest[other.end() :]):
+        return None, "ambiguous"
+    letter = _after_article(rest, choices) if last[1] == "A" else None
+    return letter or last[1], "declared"
+
+
+def _lead(text: str, choices: Mapping[str, str]) -> str | None:
+    starts = re.findall(rf"^\s*\(?({_any(choices)})[).:]\s+\S", text, re.MULTILINE)
+    lead = re.match(rf"\(?({_any(choices)})[).:]\s+\S", text)
+    if not lead or len(starts) > 1 or _is_ruled_out(text, 0, lead.end() - 1):
+        return None
+    return lead[1]
+
+
+def _paren(text: str, choices: Mapping[str, str]) -> str | None:
+    found = [
+        match[1]
+        for match in re.finditer(rf"\(({_any(choices)})\)", text)
+        if not _is_ruled_out(text, match.start(), match.end())
+    ]
+    return found[-1] if found else None
+
+
+def _tail(text: str, choices: Mapping[str, str]) -> str | None:
+    letter = _any(choices)
+    cue = r"\b(?:so|thus|therefore|hence)\b"
+    found = re.search(rf"{cue}([^.\n]*?)\b({letter})\s*[.)]?\s*$", text)
+    if found is None or _turns(found[1]) or re.search(rf"\b{letter}\b", found[1]):
+        return None
+    return found[2]
+
+
+def _by_text(text: str, choices: Mapping[str, str]) -> str | None:
+    """Options of one letter are left out: "a" is an article and "B" the name of another option."""
+    options = {
+        letter: plain.casefold()
+        for letter, plain in ((key, _plain(option)) for key, option in choices.items())
+        if plain and not re.fullmatch(r"[A-Za-z]", plain)
+    }
+    text = text.casefold()
+    whole = [letter for letter, option in options.items() if option == text.strip(" .")]
+    if len(whole) == 1:
+        return whole[0]
+    places = {
+        letter: [m.start() for m in re.finditer(rf"(?<!\w){re.escape(option)}(?!\w)", text)]
+        for letter, option in options.items()
+    }
+    named = [letter for letter, starts in places.items() if starts]
+    if len(named) != 1 or any(_turns(_clause(text, at)) for at in places[named[0]]):
+        return None
+    return named[0]
+
+
+def _clause(text: str, end: int) -> str:
+    """What stands before a place in the same clause."""
+    return re.split(r"[.,;:!?\n]", text[:end])[-1]
+
+
+def _is_ruled_out(text: str, start: int, end: int) -> bool:
+    """Whether the clause before a letter negates it, or what follows (after a list of letters) does."""
+    before = re.sub(rf"(?:\(?{LETTER}\)?\s*(?:{AND})\s*\(?)+$", "", text[:start])
+    joined = re.match(rf"(?:\)?\s*(?:{AND})\s*\(?{LETTER})*", text[end:])
+    rest = text[end + (joined.end() if joined else 0) :]
+    return bool(_turns(_clause(before, len(before))) or re.match(RULED_OUT, rest))
+
+
+def _turns(before: str) -> bool:
+    """Whether a clause turns against what follows it; the "but" of "not A but B" turns back."""
+    after_but = re.split(r"(?<!all )(?<!thing )(?<!any )\bbut\b", before, flags=re.IGNORECASE)[-1]
+    return NEGATION.search(after_but) is not None
 
 
 def _is_pronoun(letter: str, rest: str) -> bool:
@@ -137,22 +241,19 @@ def _after_article(rest: str, choices: Mapping[str, str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _by_text(text: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
-    found = [
-        letter
-        for letter, option in choices.items()
-        if option.strip()
-        and re.search(rf"(?<!\w){re.escape(_plain(option))}(?!\w)", text, re.IGNORECASE)
-    ]
-    return (found[0], "text") if len(found) == 1 else (None, "unparsed")
+def _items(choices: Mapping[str, str]) -> tuple[str, str]:
+    """Patterns of one letter, brackets optional, and of a list of them."""
+    item = rf"\(?\s*{_any(choices)}\s*\)?"
+    return item, rf"{item}(?:(?:\s*[,;/&]\s*(?:and\s+)?|\s+and\s+|\s*){item})*"
 
 
-def _letters(choices: Mapping[str, str]) -> str:
-    return "".join(choices)
+def _any(choices: Mapping[str, str], *, lower: bool = False) -> str:
+    letters = "".join(choices)
+    return f"[{letters}{letters.lower()}]" if lower else f"[{letters}]"
 
 
-def _set(text: str, letters: str) -> frozenset[str]:
-    return frozenset(re.findall(rf"[{letters}]", text))
+def _set(text: str, choices: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(re.findall(_any(choices), text))
 
 
 def _check(choices: Mapping[str, str]) -> None:

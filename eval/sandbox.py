@@ -1,22 +1,29 @@
-"""Runs Python that a model wrote, in a child process with limits and, where possible, no network.
+"""Runs Python that a model wrote, in a child process with limits; `sandbox_child.py` sets them.
 
 The limits stop accidents, not a determined attacker; untrusted models belong in a container.
 """
 
 import contextlib
-import functools
+import math
 import os
-import resource
-import shutil
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 MEMORY_BYTES = 1 << 30
-FILE_BYTES = 1 << 20
-OPEN_FILES = 64
+FILE_BYTES = 16 << 20
+CHILD = Path(__file__).with_name("sandbox_child.py")
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,63 +31,82 @@ class Execution:
     """How a program ended."""
 
     passed: bool
+    """It ran to its last line in time; leaving early by `sys.exit(0)` is not that."""
     reason: str
     """`passed`, `timeout`, or the last line of its errors."""
+    stdout: str = ""
+    """What it printed."""
+    status: int | None = None
+    """Its exit status where it left by itself, 0 when it ran to its last line; None when killed."""
 
 
-def execute(program: str, *, timeout: float = 10.0) -> Execution:
-    """Whether the program ends with status 0 in time, in an empty folder of its own.
+def execute(program: str, *, stdin: str = "", timeout: float = 10.0) -> Execution:
+    """Run a program in an empty folder of its own, without network, processes or other files.
 
-    Limits: `timeout` seconds of wall clock and of CPU, 1 GiB of memory, files of 1 MiB, 64 open
-    files, no environment, no core dumps; its own network namespace where `unshare` may make one.
+    Limits: `timeout` seconds of wall clock and as many of CPU, 1 GiB of memory, 16 MiB a file and
+    of output, 64 open files, no environment. Linux enforces them in the kernel (rlimits, seccomp,
+    Landlock); elsewhere an audit hook does for what goes through Python's own calls.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        command = [*_no_network(), sys.executable, "-I", "-c", program]
+    # A program that leaves by os._exit(0) before its tests would look right if 0 meant success.
+    success = 64 + secrets.randbelow(64)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "work").mkdir()
+        (folder / "program.py").write_text(program, encoding="utf-8", errors="replace")
+        (folder / "stdin").write_text(stdin, encoding="utf-8", errors="replace")
+        status = _run(folder, success, timeout)
+        printed, errors = (_text(folder / stream) for stream in ("stdout", "stderr"))
+    if status == success:
+        return Execution(passed=True, reason="passed", stdout=printed, status=0)
+    if status is None:
+        return Execution(passed=False, reason="timeout", stdout=printed)
+    reason = _reason(errors, status)
+    return Execution(
+        passed=False, reason=reason, stdout=printed, status=status if status >= 0 else None
+    )
+
+
+def _run(folder: Path, success: int, timeout: float) -> int | None:
+    """The exit status, negative for a signal, None after `timeout` seconds."""
+    limits = [MEMORY_BYTES, math.ceil(timeout) + 1, FILE_BYTES]
+    command = [sys.executable, "-I", "-B", str(CHILD), str(folder / "program.py"), str(success)]
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context((folder / stream).open(mode))
+            for stream, mode in (("stdin", "rb"), ("stdout", "wb"), ("stderr", "wb"))
+        ]
         process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={"PATH": "/usr/bin:/bin", "HOME": folder, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            [*command, *map(str, limits)],
+            cwd=folder / "work",
+            env={**ENVIRONMENT, "HOME": str(folder / "work")},
+            stdin=files[0],
+            stdout=files[1],
+            stderr=files[2],
             start_new_session=True,
-            preexec_fn=functools.partial(_limit, int(timeout) + 1),
         )
         try:
-            _, errors = process.communicate(timeout=timeout)
+            return process.wait(timeout=timeout)
         except subprocess.TimeoutExpired:
+            return None
+        finally:
             _kill_group(process)
-            return Execution(passed=False, reason="timeout")
-        _kill_group(process)
-    lines = errors.decode(errors="replace").strip().splitlines()
-    passed = process.returncode == 0
-    reason = lines[-1] if lines else f"exit status {process.returncode}"
-    return Execution(passed=passed, reason="passed" if passed else reason)
 
 
-def _limit(seconds: int) -> None:
-    for kind, most in (
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_FSIZE, FILE_BYTES),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(kind, (most, most))
+def _reason(errors: str, status: int) -> str:
+    lines = errors.strip().splitlines()
+    if lines:
+        return lines[-1][:500]
+    if -status == signal.SIGXCPU:
+        return "timeout"
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Children that the program left behind end with it."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-@functools.cache
-def _no_network() -> tuple[str, ...]:
-    """The command that takes the network away, or nothing where the kernel forbids it."""
-    command = ("unshare", "--net", "--map-root-user")
-    if shutil.which(command[0]) is None:
-        return ()
-    done = subprocess.run([*command, "true"], capture_output=True, check=False)
-    return command if done.returncode == 0 else ()

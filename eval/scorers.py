@@ -3,55 +3,70 @@
 import difflib
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dopd_vlm.types import Sample
 
-from .choices import extract_choice, extract_choices, final_answer
-from .math_client import MathWorker, shared_worker
-from .sandbox import execute
-
-__all__ = ["SCORERS", "Score", "extract_choice", "extract_choices", "score", "scorer"]
-
-NUMBER = re.compile(
-    r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*%?"
+from .answers import (
+    Score,
+    declared_answer,
+    declared_number,
+    final_answer,
+    last_number,
+    normal,
+    unread,
+    value_of,
 )
-DECLARATION = re.compile(
-    r"\banswer\b(?:\s+is\b)?\s*[:=]?\s*((?!answer\b)\S(?:(?!\banswer\b)[^\n])*)|(?:\\boxed\{((?:[^{}]|\{[^{}]*\})*)\})|####\s*(\S[^\n]*)",
-    re.IGNORECASE,
-)
+from .choices import extract_choice, extract_choices, options_in
+from .function_calls import score_calls
+from .livebench import score_livebench
+from .logic_grids import score_grid
+from .math_answers import score_math
+from .programs import score_code, score_tests, score_verifiers
+
+__all__ = [
+    "SCORERS",
+    "Score",
+    "declared_number",
+    "extract_choice",
+    "extract_choices",
+    "score",
+    "scorer",
+]
+
 LETTERS = "ABCDEFGHIJ"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """What one completion is worth and why."""
-
-    correct: float
-    """In [0, 1]."""
-    extracted: str | None
-    """The answer that was read from the completion; None when none was found."""
-    rule: str
-    """Which rule read it, or why none did."""
-
-    @property
-    def is_unparsed(self) -> bool:
-        """No answer was found; counted as wrong and separately."""
-        return self.extracted is None
-
-
+THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
 Scorer = Callable[[str, Sample], Score]
+
+
+def _is_close(found: float, gold: float, tolerance: float) -> bool:
+    return math.isclose(found, gold, rel_tol=0.0, abs_tol=max(tolerance * abs(gold), 1e-12))
+
+
+def _mean_relative(found: float, gold: float, tolerance: float) -> float:
+    if gold == 0:
+        return float(found == 0)
+    error = abs(found - gold) / abs(gold)
+    # 1 - 0.95 is above 0.05 in floats; an error of exactly the threshold counts upstream.
+    return sum(error <= 1 - t + tolerance for t in THRESHOLDS) / len(THRESHOLDS)
+
+
+MEASURES: dict[str, Callable[[float, float, float], float]] = {
+    "close": _is_close,
+    "rounded": _is_close,
+    "relative": _mean_relative,
+}
 
 
 def scorer(answer_type: str, **options: Any) -> Scorer:
     """The scorer of an answer type with its options bound.
 
-    Options: `number` takes `tolerance` (relative, default 1e-6), `choice` takes `multiple` (sets
-    of letters; None follows the gold answer), `box` takes `threshold` (IoU, default 0.5) and
-    `math` takes `worker`.
+    Options: `number` takes `tolerance` (relative, default 1e-6) and `measure`, `choice` takes
+    `multiple` (sets of letters; None follows the gold answer), `box` takes `threshold` (IoU,
+    default 0.5), `math` takes `worker`, those that run programs take `timeout` in seconds.
+
+    A sample without a gold answer raises ValueError, so that it is counted as an error.
 
     Raises:
         ValueError: unknown answer type, naming the near ones.
@@ -63,7 +78,13 @@ def scorer(answer_type: str, **options: Any) -> Scorer:
             f"known: {', '.join(SCORERS)}"
         )
     chosen = SCORERS[answer_type]
-    return lambda text, sample: chosen(text, sample, **options)
+
+    def count(text: str, sample: Sample) -> Score:
+        if not sample.answer.strip():
+            raise ValueError(f"sample {sample.uid!r} has no gold answer")
+        return chosen(text, sample, **options)
+
+    return count
 
 
 def score(text: str, sample: Sample, **options: Any) -> Score:
@@ -72,22 +93,43 @@ def score(text: str, sample: Sample, **options: Any) -> Score:
 
 
 def score_text(text: str, sample: Sample) -> Score:
-    """Normalised exact match of the last declared answer, else of the whole text."""
+    """Normalised exact match of the last declared answer, else of the whole text.
+
+    Where gold is the letter of an option that the question lists, `extract_choice` reads the text.
+    """
+    if sample.answer in options_in(sample.question):
+        return score_choice(text, sample)
     found, rule = declared_answer(text)
-    if found is None or not _normal(found):
-        return Score(correct=0.0, extracted=None, rule=rule if found is None else "unparsed")
-    return Score(
-        correct=float(_normal(found) == _normal(sample.answer)), extracted=found, rule=rule
-    )
+    if found is None or not normal(found):
+        return unread(rule if found is None else "unparsed")
+    return Score(correct=float(normal(found) == normal(sample.answer)), extracted=found, rule=rule)
+
+
+def score_yes_no(text: str, sample: Sample) -> Score:
+    """The last declared answer, else the text, holds gold, which is yes or no, and not the other.
+
+    Raises:
+        ValueError: gold is neither.
+    """
+    if normal(sample.answer) not in ("yes", "no"):
+        raise ValueError(f"sample {sample.uid!r}: gold {sample.answer!r} is neither yes nor no")
+    found, rule = declared_answer(text)
+    words = set(re.findall(r"\b(?:yes|no)\b", (found or "").lower()))
+    if len(words) != 1:
+        return unread("ambiguous" if words else rule if found is None else "unparsed")
+    word = words.pop()
+    return Score(correct=float(word == normal(sample.answer)), extracted=word, rule=rule)
 
 
 def score_choice(text: str, sample: Sample, *, multiple: bool | None = None) -> Score:
     """Letter equal to the gold letter, or letter set equal to the gold set.
 
+    Options are the sample's, else those that its question lists, else the letters A to J.
+
     Raises:
         ValueError: a gold answer that is no letter of the choices.
     """
-    choices = sample.choices or dict.fromkeys(LETTERS, "")
+    choices = sample.choices or options_in(sample.question) or dict.fromkeys(LETTERS, "")
     gold = frozenset(re.findall(r"[A-Z]", sample.answer))
     if not gold or not gold <= choices.keys() or re.sub(r"[\s,;()A-Z]", "", sample.answer):
         raise ValueError(
@@ -103,44 +145,36 @@ def score_choice(text: str, sample: Sample, *, multiple: bool | None = None) -> 
     )
 
 
-def score_number(text: str, sample: Sample, *, tolerance: float = 1e-6) -> Score:
-    """|found - gold| <= tolerance |gold| for the last declared number, else the last number at all.
+def score_number(
+    text: str, sample: Sample, *, tolerance: float = 1e-6, measure: str = "close"
+) -> Score:
+    """How well the last declared number, else the last number at all, agrees with gold.
 
-    Where exactly one side carries a percent sign both of its readings count (35% is 35 and 0.35).
+    `measure`: `close` is |found - gold| <= tolerance |gold|; `rounded` rounds to gold's decimals
+    first; `relative` is the mean over t = 0.5, 0.55, ..., 0.95 of |found - gold| / |gold| <= 1 - t
+    (VSI-Bench's mean relative accuracy). Where exactly one side carries a percent sign both of its
+    readings count (35% is 35 and 0.35).
 
     Raises:
-        ValueError: the gold answer holds no number.
+        ValueError: the gold answer holds no number, or an unknown measure.
     """
-    gold = _last_number(sample.answer)
+    gold = last_number(sample.answer)
     if gold is None:
         raise ValueError(f"sample {sample.uid!r}: gold {sample.answer!r} holds no number")
+    if measure not in MEASURES:
+        raise ValueError(f"unknown measure {measure!r}; known: {', '.join(MEASURES)}")
     found, rule = declared_number(text)
     if found is None:
-        return Score(correct=0.0, extracted=None, rule=rule)
+        return unread(rule)
     pairs = [(found, gold)]
     if found.endswith("%") != gold.endswith("%"):
         pairs.append((found.removesuffix("%"), gold.removesuffix("%")))
-    is_right = any(_is_close(_value(a), _value(b), tolerance) for a, b in pairs)
-    return Score(correct=float(is_right), extracted=found, rule=rule)
-
-
-def score_math(text: str, sample: Sample, *, worker: MathWorker | None = None) -> Score:
-    """math-verify's judgement (gold first; it is not symmetric), made in a process with a timeout.
-
-    A timeout or crash is unparsed with that rule, never a plain wrong answer.
-    """
-    answer = final_answer(text)
-    if answer is None:
-        return Score(correct=0.0, extracted=None, rule="unclosed_think")
-    if answer.strip() == sample.answer.strip():
-        return Score(correct=1.0, extracted=answer.strip(), rule="exact")
-    if not answer.strip():
-        return Score(correct=0.0, extracted=None, rule="unparsed")
-    verdict = (worker or shared_worker()).compare(answer, sample.answer)
-    if "failure" in verdict:
-        return Score(correct=0.0, extracted=None, rule=verdict["failure"])
-    rule = "math_verify" if verdict["extracted"] is not None else "unparsed"
-    return Score(correct=float(verdict["correct"]), extracted=verdict["extracted"], rule=rule)
+    if measure == "rounded":
+        decimals = len(gold.partition(".")[2].rstrip("% "))
+        pairs = [(str(round(value_of(a), decimals)), b) for a, b in pairs]
+    agree = MEASURES[measure]
+    correct = max(float(agree(value_of(a), value_of(b), tolerance)) for a, b in pairs)
+    return Score(correct=correct, extracted=found, rule=rule)
 
 
 def score_box(text: str, sample: Sample, *, threshold: float = 0.5) -> Score:
@@ -158,33 +192,14 @@ def score_box(text: str, sample: Sample, *, threshold: float = 0.5) -> Score:
         )
     answer = final_answer(text)
     if answer is None:
-        return Score(correct=0.0, extracted=None, rule="unclosed_think")
+        return unread("unclosed_think")
     found = _last_box(answer)
     if found is None:
-        return Score(correct=0.0, extracted=None, rule="unparsed")
+        return unread()
     overlap = iou(found, gold)
     return Score(
         correct=float(overlap >= threshold), extracted=str(list(found)), rule=f"iou {overlap:.3f}"
     )
-
-
-def score_code(text: str, sample: Sample, *, timeout: float = 10.0) -> Score:
-    """Whether the program passes its tests in the sandbox.
-
-    The sample's answer is a template of the whole program with `{completion}` where the code
-    goes. The code is the last fenced block, else the whole text.
-    """
-    answer = final_answer(text)
-    if answer is None:
-        return Score(correct=0.0, extracted=None, rule="unclosed_think")
-    blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)```", answer, re.DOTALL)
-    code = blocks[-1] if blocks else answer
-    if not code.strip():
-        return Score(correct=0.0, extracted=None, rule="unparsed")
-    if "{completion}" not in sample.answer:
-        raise ValueError(f"sample {sample.uid!r}: the answer must hold {{completion}}")
-    found = execute(sample.answer.replace("{completion}", code), timeout=timeout)
-    return Score(correct=float(found.passed), extracted=code, rule=found.reason)
 
 
 SCORERS: dict[str, Callable[..., Score]] = {
@@ -194,70 +209,14 @@ SCORERS: dict[str, Callable[..., Score]] = {
     "math": score_math,
     "box": score_box,
     "code": score_code,
+    "yes_no": score_yes_no,
+    "tests": score_tests,
+    "verifiers": score_verifiers,
+    "calls": score_calls,
+    "grid": score_grid,
+    "livebench": score_livebench,
 }
-
-
-def declared_answer(text: str) -> tuple[str | None, str]:
-    """(answer, rule): the last `answer [is] X`, `\\boxed{X}` or `#### X`, else the whole text."""
-    answer = final_answer(text)
-    if answer is None:
-        return None, "unclosed_think"
-    found = [next(group for group in match.groups() if group) for match in _declarations(answer)]
-    if found:
-        return found[-1].strip(), "declared"
-    return (answer.strip(), "whole") if answer.strip() else (None, "unparsed")
-
-
-def declared_number(text: str) -> tuple[str | None, str]:
-    """The number of the last declaration that holds one, else the last number of the text."""
-    answer = final_answer(text)
-    if answer is None:
-        return None, "unclosed_think"
-    for match in reversed(_declarations(answer)):
-        found = _declared_in(next(group for group in match.groups() if group))
-        if found is not None:
-            return found, "declared"
-    last = _last_number(answer)
-    return last, "last" if last is not None else "unparsed"
-
-
-def _declarations(text: str) -> list[re.Match[str]]:
-    return [
-        match for match in DECLARATION.finditer(re.sub(r"[*`]", "", text)) if any(match.groups())
-    ]
-
-
-def _declared_in(text: str) -> str | None:
-    """The first number of a declaration, or the first one after its last equals sign."""
-    numbers = _numbers(text.rpartition("=")[2])
-    return numbers[0] if numbers else None
-
-
-def _numbers(text: str) -> list[str]:
-    found = (match.strip() for match in NUMBER.findall(text.replace("\u2212", "-")))
-    return [number for number in found if re.search(r"\d", number)]
-
-
-def _last_number(text: str) -> str | None:
-    numbers = _numbers(text)
-    return numbers[-1] if numbers else None
-
-
-def _value(number: str) -> float:
-    top, _, bottom = number.replace(",", "").rstrip("% ").partition("/")
-    value = float(top) / float(bottom) if bottom.strip() and float(bottom) else float(top)
-    return value / 100 if number.endswith("%") else value
-
-
-def _is_close(found: float, gold: float, tolerance: float) -> bool:
-    return math.isclose(found, gold, rel_tol=0.0, abs_tol=max(tolerance * abs(gold), 1e-12))
-
-
-def _normal(text: str) -> str:
-    """Case, width, markup, articles in front, outer punctuation and runs of spaces do not count."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = re.sub(r"\s+", " ", re.sub(r"[*`$]", "", text)).strip(" \t\n.,;:!?\"'()")
-    return re.sub(r"^(?:a|an|the) ", "", text)
+"""Answer type -> scorer. Types below `code` belong to tasks; rows themselves call such answers text."""
 
 
 def _last_box(text: str) -> tuple[float, float, float, float] | None:

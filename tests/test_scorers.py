@@ -129,6 +129,7 @@ GOLD = [
     ("box", "[1, 2, 30, 40]"),
     ("choice", "C"),
     ("choice", "A, C"),
+    ("yes_no", "Yes"),
 ]
 
 
@@ -143,7 +144,8 @@ def test_every_scorer_accepts_gold_bare_and_declared(kind: str, gold: str) -> No
 
 
 def test_every_scorer_has_a_gold_case() -> None:
-    assert {kind for kind, _ in GOLD} | {"code"} == set(SCORERS)
+    elsewhere = {"code", "tests", "verifiers", "calls", "grid", "livebench"}
+    assert {kind for kind, _ in GOLD} | elsewhere == set(SCORERS)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ PROGRAM = "{completion}\n\nassert add(2, 3) == 5\n"
         ("def add(a, b):\n    while True: pass", "timeout"),
         ("x = bytearray(4 << 30)", "MemoryError"),
         (
-            "import os; os.environ['PATH']; open('f', 'wb').write(b'x' * (4 << 20))",
+            "import os; os.environ['PATH']; open('f', 'wb').write(b'x' * (40 << 20))",
             "File too large",
         ),
         (

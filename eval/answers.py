@@ -1,0 +1,128 @@
+"""What scorers share: the Score of a completion, and reading its answer, numbers, JSON or code."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+NUMBER = re.compile(
+    r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*%?"
+)
+DECLARATION = re.compile(
+    r"\banswer\b(?:\s+is\b)?\s*[:=]?\s*((?!answer\b)\S(?:(?!\banswer\b)[^\n])*)|(?:\\boxed\{((?:[^{}]|\{[^{}]*\})*)\})|####\s*(\S[^\n]*)",
+    re.IGNORECASE,
+)
+FENCE = re.compile(r"```[ \t]*([\w+-]*)[ \t]*\n(.*?)```", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What one completion is worth and why."""
+
+    correct: float
+    """In [0, 1]."""
+    extracted: str | None
+    """The answer that was read from the completion; None when none was found."""
+    rule: str
+    """Which rule read it, or why none did."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Second metrics of this completion, in [0, 1], by name."""
+
+    @property
+    def is_unparsed(self) -> bool:
+        """No answer was found; counted as wrong and separately."""
+        return self.extracted is None
+
+
+def unread(rule: str = "unparsed") -> Score:
+    """The Score of a completion that holds no answer."""
+    return Score(correct=0.0, extracted=None, rule=rule)
+
+
+def final_answer(text: str) -> str | None:
+    """The text without its thinking; None when a <think> was opened and never closed."""
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    text = text.rpartition("</think>")[2]
+    return None if "<think>" in text else text
+
+
+def declared_answer(text: str) -> tuple[str | None, str]:
+    """(answer, rule): the last `answer [is] X`, `\\boxed{X}` or `#### X`, else the whole text."""
+    answer = final_answer(text)
+    if answer is None:
+        return None, "unclosed_think"
+    found = [next(group for group in match.groups() if group) for match in _declarations(answer)]
+    if found:
+        return found[-1].strip(), "declared"
+    return (answer.strip(), "whole") if answer.strip() else (None, "unparsed")
+
+
+def declared_number(text: str) -> tuple[str | None, str]:
+    """The number of the last declaration that holds one, else the last number of the text."""
+    answer = final_answer(text)
+    if answer is None:
+        return None, "unclosed_think"
+    for match in reversed(_declarations(answer)):
+        found = _declared_in(next(group for group in match.groups() if group))
+        if found is not None:
+            return found, "declared"
+    last = last_number(answer)
+    return last, "last" if last is not None else "unparsed"
+
+
+def numbers(text: str) -> list[str]:
+    """Every number as it is written: thousands commas, fractions and percent signs included."""
+    found = (match.strip() for match in NUMBER.findall(text.replace("\u2212", "-")))
+    return [number for number in found if re.search(r"\d", number)]
+
+
+def last_number(text: str) -> str | None:
+    """The last of `numbers`."""
+    found = numbers(text)
+    return found[-1] if found else None
+
+
+def value_of(number: str) -> float:
+    """The value of one of `numbers`; 35% is 0.35."""
+    top, _, bottom = number.replace(",", "").rstrip("% ").partition("/")
+    value = float(top) / float(bottom) if bottom.strip() and float(bottom) else float(top)
+    return value / 100 if number.endswith("%") else value
+
+
+def normal(text: str) -> str:
+    """Case, width, markup, articles in front, outer punctuation and runs of spaces do not count."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub(r"\s+", " ", re.sub(r"[*`$]", "", text)).strip(" \t\n.,;:!?\"'()")
+    return re.sub(r"^(?:a|an|the) ", "", text)
+
+
+def last_object(text: str) -> dict[str, Any] | None:
+    """The last whole JSON object of the text that lies in no other one; None without any."""
+    decoder, found, place = json.JSONDecoder(strict=False), None, text.find("{")
+    while place >= 0:
+        try:
+            found, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            end = place + 1
+        place = text.find("{", end)
+    return found
+
+
+def code_of(text: str) -> str:
+    """The last fenced Python block, or the last block of no named language, else the whole text."""
+    blocks = [code for name, code in FENCE.findall(text) if name.lower() in ("python", "py", "")]
+    return blocks[-1] if blocks else text
+
+
+def _declarations(text: str) -> list[re.Match[str]]:
+    return [
+        match for match in DECLARATION.finditer(re.sub(r"[*`]", "", text)) if any(match.groups())
+    ]
+
+
+def _declared_in(text: str) -> str | None:
+    """The first number of a declaration, or the first one after its last equals sign."""
+    found = numbers(text.rpartition("=")[2])
+    return found[0] if found else None

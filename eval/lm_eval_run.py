@@ -1,0 +1,98 @@
+"""lm-eval's tasks on a PolicyLM: names checked, its files written."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .lm_eval import PolicyLM  # isort: skip  # first: it says which extra is missing
+from lm_eval import simple_evaluate
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
+
+
+def run_tasks(
+    lm: PolicyLM,
+    tasks: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    apply_chat_template: bool = True,
+    generation: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any] | None:
+    """lm-eval's results tree; None on all processes but the first.
+
+    Args:
+        lm: the model.
+        tasks: names or patterns of lm-eval's tasks and of those in `include_path`.
+        include_path: folder of task YAMLs of your own; only they are known then.
+        limit: the first documents of each task only.
+        num_fewshot: solved examples before each question; None is the task's own number.
+        apply_chat_template: whether questions stand in the model's chat template.
+        generation: decoding settings, by our names, that differ from the tasks'.
+        out: folder of lm-eval's results and samples files.
+        seed: of few-shot examples and sampled completions.
+
+    Raises:
+        ValueError: unknown task, or data that are not to be had.
+    """
+    manager = TaskManager(
+        include_path=str(include_path) if include_path else None,
+        include_defaults=include_path is None,
+    )
+    run: Any = simple_evaluate  # its decorator hides the parameters
+    tracker = EvaluationTracker(output_path=str(out)) if out else None
+    try:
+        found = run(
+            model=lm,
+            tasks=_known_tasks(manager, tasks),
+            task_manager=manager,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=apply_chat_template,
+            gen_kwargs=_gen_kwargs(generation or {}),
+            evaluation_tracker=tracker,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            bootstrap_iters=1000,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"lm-eval cannot read the data of {', '.join(tasks)}: {error}; its own tasks need the "
+            "hub or a filled cache, a YAML of yours with local data_files needs neither"
+        ) from error
+    if found is not None and tracker is not None:
+        samples = found.get("samples", {})
+        tracker.save_results_aggregated(
+            results={k: v for k, v in found.items() if k != "samples"}, samples=samples
+        )
+        for name, lines in samples.items():
+            tracker.save_results_samples(task_name=name, samples=lines)
+    lm.barrier()
+    return found
+
+
+def _gen_kwargs(generation: Mapping[str, Any]) -> dict[str, Any] | None:
+    names = {"max_completion_length": "max_gen_toks"}
+    made = {names.get(name, name): value for name, value in generation.items()}
+    if "temperature" in made:
+        made["do_sample"] = made["temperature"] > 0
+    return made or None
+
+
+def _known_tasks(manager: TaskManager, tasks: Sequence[str]) -> list[str]:
+    names = []
+    for task in tasks:
+        found = manager.match_tasks([task])
+        if not found:
+            known = manager.all_tasks
+            near = difflib.get_close_matches(task, known, n=5, cutoff=0.4) or known[:10]
+            raise ValueError(f"lm-eval knows no task {task!r}; near: {', '.join(near)}")
+        names += found
+    return names

@@ -7,7 +7,7 @@ Shapes: B sequences, T completion tokens, N valid tokens.
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -265,3 +265,15 @@ def _probabilities(logp: Tensor | None) -> list[float] | None:
 def rounded(values: Tensor) -> list[float]:
     """Numbers for a log: five decimals."""
     return [round(value, 5) for value in values.double().tolist()]
+
+
+def token_map_text(record: Mapping[str, Any]) -> str:
+    """The map as a line of Markdown, for what shows no HTML: each run of a regime with its name."""
+    runs: list[tuple[str, list[str]]] = []
+    for place, text in enumerate(record["tokens"]):
+        name = Regime(record["regime"][place]).name if record["regime"] else "token"
+        if not runs or runs[-1][0] != name:
+            runs.append((name, []))
+        runs[-1][1].append(text.replace("`", "'").replace("\n", "\\n"))
+    body = " ".join(f"**{name}** `{' '.join(texts)}`" for name, texts in runs)
+    return f"*{record['uid']}*, step {record['step']}: {body}"

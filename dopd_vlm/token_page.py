@@ -36,14 +36,8 @@ def token_map_html(
     maps = [record for record in maps if record["uid"] in known]
     if not maps:
         return "<p>There is no token map: no probe was rolled out in this run.</p>"
-    data = json.dumps(
-        _page_data(probes, _within(maps, budget, len(known))),
-        ensure_ascii=True,
-        separators=(",", ":"),
-    )
-    style, script, frame = (_asset(f"token_map.{kind}") for kind in ("css", "js", "html"))
-    # "</" would end the script element, whatever the row says.
-    data = data.replace("</", "<\\/").replace("<!--", "<\\!--")
+    data = safe_json(_page_data(probes, _within(maps, budget, len(known))))
+    style, script, frame = (asset(f"token_map.{kind}") for kind in ("css", "js", "html"))
     return (
         f'<style>{style}</style>{frame}<script type="application/json">{data}</script></section>'
         f"<script>{script}</script>"
@@ -59,7 +53,14 @@ def token_map_page(probes: Sequence[Record], maps: Sequence[Record]) -> str:
     )
 
 
-def _asset(name: str) -> str:
+def safe_json(value: Any) -> str:
+    """Compact JSON that may stand inside a script element, whatever a row says."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def asset(name: str) -> str:
+    """The text of a file of assets/."""
     return (ASSETS / name).read_text(encoding="utf-8")
 
 

@@ -1,23 +1,24 @@
-"""The run folder, metrics.jsonl, decoded samples with regimes, the console and the trackers."""
+"""The run folder: config, environment, metrics.jsonl and decoded samples with their regimes."""
 
 import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dopd_vlm.config import RunConfig, to_yaml
+from dopd_vlm.console import RunView
+from dopd_vlm.run_record import read_lines
 from dopd_vlm.state import TrainState
 from dopd_vlm.step import StepOutput
-from dopd_vlm.types import Regime
+from dopd_vlm.token_maps import rounded, token_texts
 
 PACKAGES = (
     "dopd-vlm",
@@ -42,7 +43,11 @@ def open_run_folder(config: RunConfig) -> Path:
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+    path, found = run_dir / "environment.json", environment()
+    if path.exists():
+        first = json.loads(path.read_text(encoding="utf-8"))
+        found |= {"command": first["command"], "resumed_by": found["command"]}
+    path.write_text(json.dumps(found, indent=2), encoding="utf-8")
     return run_dir
 
 
@@ -72,41 +77,33 @@ class Tracker:
 
     run_dir: Path
     is_main: bool
-    num_steps: int
-    console: Console
+    view: RunView
     log: Any = None
     """Callable(values, step=...) of the trackers, or None."""
-
-    def __post_init__(self) -> None:
-        text = "[bold]{task.description}[/] {task.fields[note]}"
-        self.progress = Progress(
-            TextColumn(text),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.is_main,
-            transient=False,
-        )
-        self._bar = self.progress.add_task("distil", total=self.num_steps, note="")
+    said: set[str] = field(default_factory=set)
 
     def resume_at(self, step: int) -> None:
         """Forget lines written after the checkpoint: those steps are done again."""
-        self.progress.update(self._bar, completed=step)
+        self.view.resume_at(step)
         if self.is_main:
-            for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
-                _keep_until(self.run_dir / name, step)
+            for path in self.run_dir.glob("*.jsonl"):
+                _keep_until(path, step)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, the trackers and the console."""
-        self.write("metrics.jsonl", {"step": step, **metrics})
+        """One optimizer step, for metrics.jsonl, the trackers and the console."""
+        self.view.step(step, metrics)
+        self._record(step, metrics)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Results of an evaluation, for the same three."""
+        self.view.measured(step, values)
+        if values:
+            self._record(step, values)
+
+    def _record(self, step: int, values: Mapping[str, float]) -> None:
+        self.write("metrics.jsonl", {"step": step, **values})
         if self.log is not None:
-            self.log(dict(metrics), step=step)
-        self.progress.update(self._bar, completed=step, note=console_note(metrics))
-        if self.is_main and not self.console.is_terminal:
-            self.console.print(
-                f"step {step}/{self.num_steps}  {console_note(metrics)}", highlight=False
-            )
+            self.log(dict(values), step=step)
 
     def write(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one JSON line to a file of the run folder."""
@@ -117,29 +114,28 @@ class Tracker:
     def say(self, message: str) -> None:
         """A line on the console that stays."""
         if self.is_main:
-            self.console.print(message)
+            self.view.say(message)
+
+    def say_once(self, message: str) -> None:
+        """The same, but never twice in a run."""
+        if message not in self.said:
+            self.said.add(message)
+            self.say(message)
 
 
-def console_note(metrics: Mapping[str, float]) -> str:
-    """The few numbers worth watching, in one line."""
-    parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
-    if "rollout/accuracy" in metrics:
-        parts.append(f"right {metrics['rollout/accuracy']:.0%}")
-    if "threshold/gap" in metrics:
-        parts.append(f"gap>{metrics['threshold/gap']:.2f}")
-        parts.append("/".join(f"{metrics.get(f'share/{r.name.lower()}', 0.0):.0%}" for r in Regime))
-    if "time/tokens_per_second" in metrics:
-        parts.append(f"{metrics['time/tokens_per_second']:.0f} tok/s")
-    return "  ".join(parts)
+def memory_metrics() -> dict[str, float]:
+    """memory/process_gib: resident memory of this process; on a GPU memory/gpu_peak_gib since the start."""
+    metrics = {"memory/process_gib": psutil.Process().memory_info().rss / 2**30}
+    if torch.cuda.is_available():
+        metrics["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return metrics
 
 
 def _keep_until(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
+    kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
+    partial.write_text("".join(lines), encoding="utf-8")
     partial.replace(path)
 
 
@@ -154,17 +150,13 @@ def decoded_samples(state: TrainState, output: StepOutput, limit: int) -> list[d
             record = {
                 "uid": rollout.uid,
                 "finish_reason": rollout.finish_reason,
-                "tokens": state.student.tokenizer.batch_decode(rollout.completion_ids[:, None]),
+                "tokens": token_texts(state.student, rollout.completion_ids),
                 "regime": loss.regime[row, :length].tolist(),
-                "loss": _rounded(loss.per_token[row, :length]),
+                "loss": rounded(loss.per_token[row, :length]),
             }
             if micro.teacher is not None:
-                record["teacher_logp"] = _rounded(micro.teacher.scores.logp[row, :length])
+                record["teacher_logp"] = rounded(micro.teacher.scores.logp[row, :length])
             if micro.self_target is not None:
-                record["self_target_logp"] = _rounded(micro.self_target.scores.logp[row, :length])
+                record["self_target_logp"] = rounded(micro.self_target.scores.logp[row, :length])
             records.append(record)
     return records
-
-
-def _rounded(values: torch.Tensor) -> Sequence[float]:
-    return [round(value, 5) for value in values.float().tolist()]

@@ -14,17 +14,20 @@ from types import FrameType
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from rich.console import Console
 from transformers import get_cosine_schedule_with_warmup
 
 from dopd_vlm.checkpoint import check_space, last_checkpoint, load_trainer_, save_checkpoint
 from dopd_vlm.config import RunConfig
+from dopd_vlm.console import RunView
 from dopd_vlm.methods import Method, method
 from dopd_vlm.models import Policy, add_lora, check_vocabularies, has_bfloat16, load_policy
+from dopd_vlm.observer import Observer
 from dopd_vlm.state import EncodedSample, TrainState, encode_sample
 from dopd_vlm.step import Clock, greedy_views, train_step
-from dopd_vlm.tracking import Tracker, decoded_samples, open_run_folder
+from dopd_vlm.trackers import check_trackers, start_trackers
+from dopd_vlm.tracking import Tracker, decoded_samples, memory_metrics, open_run_folder
 from dopd_vlm.types import Sample
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,7 @@ def train(
     `samples[i]` may raise ValueError for a bad row: it is counted, written to skipped.jsonl and left out.
     Raises ValueError before the first step for whatever a recipe can get wrong.
     """
+    check_trackers(config.tracking)
     accelerator = make_accelerator(config)
     set_seed(config.seed)
     console = console or Console()
@@ -70,17 +74,22 @@ def train(
     state = build_state(config, accelerator, run_dir)
     check_space(state, run_dir)
     if config.tracking:
-        accelerator.init_trackers("dopd_vlm", init_kwargs={"wandb": {"name": config.name}})
+        start_trackers(accelerator, config, run_dir)
+    view = RunView(
+        console,
+        title=f"{config.name}: {config.method.name}",
+        num_steps=config.optim.max_steps,
+        is_shown=accelerator.is_main_process,
+    )
     tracker = Tracker(
         run_dir=run_dir,
         is_main=accelerator.is_main_process,
-        num_steps=config.optim.max_steps,
-        console=console,
+        view=view,
         log=accelerator.log if config.tracking else None,
     )
     tracker.resume_at(state.step)
     loop = Loop(state, samples, tracker, evaluate, score_answer)
-    with tracker.progress, interruptible() as stop:
+    with view, interruptible() as stop:
         interrupted = loop.run(stop)
     accelerator.end_training()
     return TrainResult(
@@ -101,6 +110,8 @@ class Loop:
     ) -> None:
         self.state, self.samples, self.tracker = state, samples, tracker
         self.evaluate, self.score_answer = evaluate, score_answer
+        rows = row_order(len(samples), state.config.seed, 0, min(PROBE_SIZE, len(samples)))
+        self.observer = Observer(state, samples, rows, tracker, score_answer)
 
     def run(self, stop: list[int]) -> bool:
         """Steps until the last one or a signal; True when a signal came."""
@@ -114,10 +125,16 @@ class Loop:
                 self.save()
             if stop:
                 self.tracker.say(f"interrupted: step {state.step} is saved, go on with resume=true")
+                self.observer.renew_page()
                 return True
-            if is_last or state.step % config.evaluation.every == 0:
+            if self.is_measured():
                 self.measure(is_last=is_last)
         return False
+
+    def is_measured(self) -> bool:
+        """Whether an evaluation follows the step just taken."""
+        step, config = self.state.step, self.state.config
+        return step == config.optim.max_steps or step % config.evaluation.every == 0
 
     def step(self) -> None:
         """One optimizer step and its line in the log."""
@@ -132,8 +149,10 @@ class Loop:
             **output.metrics,
             "optim/learning_rate": learning_rate,
             **clock.metrics(num_tokens),
+            **memory_metrics(),
         }
         self.tracker.step(state.step, metrics)
+        self.observer.note(output, is_logged=self.is_measured() or state.step == 1)
         if state.step % state.config.checkpoint_every == 0 or state.step == 1:
             for record in decoded_samples(state, output, LOGGED_SAMPLES):
                 self.tracker.write("samples.jsonl", {"step": state.step, **record})
@@ -157,14 +176,15 @@ class Loop:
 
     def measure(self, *, is_last: bool) -> None:
         """Benchmarks, and the privilege probe: is the student better when it sees what the teacher sees?"""
-        state = self.state
+        state, view = self.state, self.tracker.view
+        view.status(f"evaluation at step {state.step}")
         values = dict(self.evaluate(state.student, state.step, is_last)) if self.evaluate else {}
         if self.score_answer is not None:
             values |= self.probe(self.score_answer)
-        if values:
-            self.tracker.write("metrics.jsonl", {"step": state.step, **values})
-            if self.tracker.log is not None:
-                self.tracker.log(values, step=state.step)
+        self.tracker.measured(state.step, values)
+        view.status("token maps and report.html")
+        self.observer.look()
+        view.status("")
 
     def probe(self, score_answer: ScoreAnswer) -> dict[str, float]:
         """Greedy accuracy and length of the student in both views on the first training prompts."""
@@ -236,7 +256,9 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     return Accelerator(
         mixed_precision="bf16" if use_bfloat16 else "no",
         log_with=list(config.tracking) or None,
-        project_dir=str(run_folder(config)),
+        project_config=ProjectConfiguration(
+            project_dir=str(run_folder(config)), logging_dir=str(run_folder(config) / "tensorboard")
+        ),
     )
 
 

@@ -111,10 +111,10 @@ function tokenMaps(root) {
     const map = current(), id = map.tokens[index];
     const pick = column => map[column] ? map[column][index] : null;
     const title = make("h5", "", `${visible(strings[id])}  (token ${index + 1})`), list = make("dl");
-    const rows = [["regime", map.regime ? paints[map.regime[index]].name : "-"], ["loss", number(pick("loss"))],
-      ["gap", number(pick("gap"))], ["weight", number(pick("weight"), 2)],
-      ["q_T", number(pick("q_teacher"))], ["threshold", map.threshold ? number(map.threshold.gap) : "-"],
-      ["q_S", number(pick("q_student"))], ["plain student", number(pick("q_plain"))]];
+    const rows = [["regime", map.regime ? paints[map.regime[index]].name : "-"], ["loss, nats", number(pick("loss"))],
+      ["gap, nats", number(pick("gap"))], ["weight", number(pick("weight"), 2)],
+      ["q_T", number(pick("q_teacher"))], ["gap threshold", map.threshold ? number(map.threshold.gap) : "-"],
+      ["q_S", number(pick("q_student"))], ["q plain student", number(pick("q_plain"))]];
     for (const [name, value] of rows) {
       const cell = make("dd", "", value);
       cell.dataset.name = name;
@@ -132,6 +132,12 @@ function tokenMaps(root) {
     node.classList.add("tm-shown");
     fillTip(Number(node.dataset.index));
     tip.hidden = false;
+    placeTip();
+  }
+
+  function placeTip() {
+    const node = find("shown");
+    if (tip.hidden || !node) return;
     const box = node.getBoundingClientRect(), size = tip.getBoundingClientRect();
     const below = box.bottom + 6 + size.height < innerHeight || box.top < size.height + 6;
     tip.style.top = (below ? box.bottom + 6 : box.top - size.height - 6) + "px";
@@ -184,7 +190,8 @@ function tokenMaps(root) {
     if (event.key === "Escape") hideTip();
     else if (token(event) && move(token(event), event.key)) event.preventDefault();
   });
-  addEventListener("scroll", hideTip, {passive: true});
+  addEventListener("scroll", placeTip, {passive: true});
+  addEventListener("resize", placeTip);
   state.step = Math.max(...probes.map(probe => probe.maps.length)) - 1;
   show();
 }

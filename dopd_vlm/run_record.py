@@ -1,0 +1,133 @@
+"""What a run folder holds, read back for pages and pictures. Nothing else of the run is needed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MOST_POINTS = 1000
+"""Points of a curve; longer ones are averaged over neighbours."""
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One quantity over training; None where it was not defined."""
+
+    steps: list[int]
+    values: list[float | None]
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One run's files."""
+
+    path: Path
+    config: Record
+    """The resolved recipe as a tree."""
+    environment: Record
+    metrics: Sequence[Record]
+    histograms: Sequence[Record]
+    skipped: Sequence[Record]
+    probes: Sequence[Record]
+    maps: Sequence[Record]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.config.get("name") or self.path.name)
+
+    @property
+    def last_step(self) -> int:
+        """The last optimizer step that was logged; 0 before the first."""
+        return max((line["step"] for line in self.metrics), default=0)
+
+    @property
+    def max_steps(self) -> int:
+        """Steps that the recipe asks for."""
+        return int(self.config["optim"]["max_steps"])
+
+    def series(self, name: str, *, where: str | None = None) -> Series:
+        """Metric `name` over the steps that have it; None where the metric `where` is 0."""
+        lines = [line for line in self.metrics if name in line]
+        return thinned(
+            Series(
+                steps=[line["step"] for line in lines],
+                values=[line[name] if where is None or line.get(where) else None for line in lines],
+            )
+        )
+
+    def names(self, prefix: str, suffix: str = "") -> list[str]:
+        """Metrics whose names start and end so, in order of appearance."""
+        found = dict.fromkeys(name for line in self.metrics for name in line)
+        return [n for n in found if n.startswith(prefix) and n.endswith(suffix)]
+
+
+def read_run(path: str | Path) -> RunRecord:
+    """The files of a run folder, of a run that is still going on or was killed as well.
+
+    Raises ValueError when there is no run in the folder.
+    """
+    folder = Path(path)
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(
+            f"{folder} holds no run: there is no config.yaml; give a folder that scripts/train.py wrote"
+        )
+    environment, probes = folder / "environment.json", folder / "probes.json"
+    return RunRecord(
+        path=folder,
+        config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+        environment=json.loads(environment.read_text(encoding="utf-8"))
+        if environment.exists()
+        else {},
+        metrics=read_lines(folder / "metrics.jsonl"),
+        histograms=read_lines(folder / "histograms.jsonl"),
+        skipped=read_lines(folder / "skipped.jsonl"),
+        probes=json.loads(probes.read_text(encoding="utf-8")) if probes.exists() else [],
+        maps=read_lines(folder / "token_maps.jsonl"),
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; none without the file. A half-written last line is left out."""
+    if not path.exists():
+        return []
+    # Writers end each line with its newline: only what follows the last one can be broken.
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def thinned(series: Series, most: int = MOST_POINTS) -> Series:
+    """At most `most` points, each the mean of its neighbours; the step is that of the last of them."""
+    size = -(-len(series.steps) // most)
+    if size <= 1:
+        return series
+    steps, values = [], []
+    for start in range(0, len(series.steps), size):
+        part = [v for v in series.values[start : start + size] if v is not None]
+        steps.append(series.steps[start : start + size][-1])
+        values.append(sum(part) / len(part) if part else None)
+    return Series(steps=steps, values=values)
+
+
+def running_mean(values: Sequence[float | None], width: int) -> list[float | None]:
+    """Mean of each value and the up to width - 1 before it, None left out."""
+    means: list[float | None] = []
+    for end in range(1, len(values) + 1):
+        part = [v for v in values[max(0, end - width) : end] if v is not None]
+        means.append(sum(part) / len(part) if part else None)
+    return means
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Up to `most` of the items, evenly spaced, with the first and the last."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

@@ -1,0 +1,83 @@
+"""Outside trackers through accelerate: TensorBoard, trackio and wandb get what metrics.jsonl gets.
+
+None of them sends anything by itself: wandb is offline unless WANDB_MODE says otherwise, and trackio
+writes to its local folder unless its own variables (TRACKIO_SPACE_ID, TRACKIO_SERVER_URL) name a place.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+
+from dopd_vlm.config import RunConfig, to_yaml
+
+PROJECT = "dopd_vlm"
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ValueError when the package of a tracker is not installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"tracking={', '.join(missing)} needs a package that is not installed: "
+            f"pip install {' '.join(missing)} (all: pip install 'dopd-vlm[trackers]'), "
+            "or leave tracking out: metrics.jsonl and report.html need none"
+        )
+
+
+def start_trackers(accelerator: Accelerator, config: RunConfig, run_dir: Path) -> None:
+    """Opens the recipe's trackers with the whole recipe as their configuration."""
+    options: dict[str, dict[str, Any]] = {
+        "trackio": {"name": config.name, "embed": False, "resume": "allow"},
+        "wandb": {
+            "name": config.name,
+            "dir": str(run_dir),
+            "mode": os.environ.get("WANDB_MODE", "offline"),
+        },
+    }
+    # trackio prints how to open its dashboard.
+    with contextlib.redirect_stdout(io.StringIO()):
+        accelerator.init_trackers(PROJECT, config=flat_config(config), init_kwargs=options)
+
+
+def flat_config(config: RunConfig) -> dict[str, Any]:
+    """{"section.field": value} with values that every tracker takes: numbers, booleans and text."""
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in flatten(yaml.safe_load(to_yaml(config))).items()
+    }
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def log_token_maps(accelerator: Accelerator, page: str, text: str, step: int) -> None:
+    """The token maps as HTML where the tracker takes it, as text where not."""
+    for tracker in accelerator.trackers:
+        tracker.log({"token_maps": _shown(tracker.name, page, text)}, step=step)
+
+
+def _shown(tracker: str, page: str, text: str) -> Any:
+    if tracker == "wandb":
+        import wandb  # type: ignore[import-not-found]
+
+        return wandb.Html(page, inject=False)
+    if tracker == "trackio":
+        import trackio  # type: ignore[import-not-found]
+
+        return trackio.Html(page)
+    return text

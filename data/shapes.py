@@ -23,7 +23,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 HELD_OUT = (("red", "cross"), ("green", "square"), ("blue", "triangle"), ("yellow", "circle"))
 """Colour and shape pairs that only the split `shifted` has."""
 SPLITS = ("train", "test", "shifted")
-TARGET_DIM = 1.0
+TARGET_DIM = 0.9
 """Dimness of the rows that students are distilled and tested on; 0 is a clean picture."""
 DARKENING = (0.25, 0.5)
 """Range of the share of light that is missing at dimness 1."""

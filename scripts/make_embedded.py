@@ -7,11 +7,11 @@ answers, on plain and privileged prompts, and ends with a table of greedy accura
 have seen what the tests show; the picture student has seen clean pictures only, the text student
 is missing four of the ten verbs, and both are reliable once the privilege tells them.
 
-With one thread per model a step takes 0.2 to 0.35 s: 6 minutes for student_vl, 9 for teacher_vl,
+With one thread per model a step takes 0.25 to 0.4 s: 9 minutes for student_vl, 13 for teacher_vl,
 3 for each text model. Accuracy of the shipped checkpoints on test / shifted (greedy, as printed):
 
-    teacher_vl    plain 1.000 / 0.990   captions 0.971 / 0.960   hints 1.000 / 0.910
-    student_vl    plain 0.604 / 0.385   captions 0.992 / 0.975   hints 1.000 / 0.930
+    teacher_vl    plain 1.000 / 0.995   captions 1.000 / 1.000   hints 1.000 / 0.995
+    student_vl    plain 0.604 / 0.430   captions 1.000 / 1.000   hints 1.000 / 1.000
     teacher_text  plain 1.000 / 1.000   hints 1.000 / 1.000
     student_text  plain 0.571 / 0.360   hints 1.000 / 1.000
 """
@@ -40,8 +40,8 @@ from dopd_vlm.rollout import generate
 from dopd_vlm.types import ViewName
 
 NUM_TEST, NUM_SHIFTED = 240, 200
-PRETRAIN_DIM = 1.4 * shapes.TARGET_DIM
-"""Largest dimness in training: beyond the tests', so that they lie inside the range."""
+PRETRAIN_DIM = 1.4
+"""Largest dimness in training: beyond shapes.TARGET_DIM, so that the tests lie inside the range."""
 UNKNOWN_VERBS = ("earns", "wins", "gives", "drops")
 """Verbs whose meaning the text student is never taught."""
 Row = dict[str, Any]
@@ -119,7 +119,7 @@ RECIPES = {
         privileged_share=0.5,
     ),
     "student_vl": Recipe(
-        steps=1400, learning_rate=2e-3, row=student_picture_row, privileged=PICTURE_FORMS,
+        steps=2000, learning_rate=2e-3, row=student_picture_row, privileged=PICTURE_FORMS,
         privileged_share=0.6, seed=1,
     ),
     "teacher_text": Recipe(

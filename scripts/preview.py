@@ -1,66 +1,183 @@
 """Writes an HTML page that shows, row by row, what the student sees and what the teacher sees.
 
     python scripts/preview.py scripts/recipes/demo.yaml --rows 20
+    python scripts/preview.py scripts/recipes/demo.yaml --checkpoint runs/demo/checkpoint
     python scripts/preview.py data/assets/photos --annotations boxes:both hints
+    python scripts/preview.py --import coco instances.json --images DIR --out rows/
 
-A recipe brings its rows, annotation types and the student's chat template; a data set is shown
-with the types named (NAME or NAME:FORM), its prompts without a template unless --model is given.
+A recipe brings its rows, annotation types and the student's chat template. With --checkpoint each
+row has a rollout of that student, every token coloured by its regime: point at one to see gap,
+confidences and the five best of teacher and student. A data set is shown with the types named
+(NAME or NAME:FORM), or with all it has; its prompts without a template unless --model is given.
+--import first turns another project's file into rows, and then shows them.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from build import resolved, rows_of
+from build import resolved, rows_of, score_answer
+from import_rows import import_folder
 
-from dopd_vlm.config import read_config
+from dopd_vlm.config import RunConfig, read_config
+from dopd_vlm.data.annotations import forms, type_names
+from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.embedded import embedded_model, is_embedded
-from dopd_vlm.data.preview import Prompts, preview_page, readable_prompts
+from dopd_vlm.data.importers import IMPORTERS
+from dopd_vlm.data.preview import Prompts, ShownToken, preview_page, readable_prompts
 from dopd_vlm.data.views import AnnotationChoice, make_samples
+from dopd_vlm.encode import EncodedPrompt, collate
 from dopd_vlm.prompts import PromptTemplate, build_prompts
 from dopd_vlm.types import Message, Sample
 
+PAGE = "preview.html"
 
-def main() -> int:
-    """Reads the arguments and writes the page."""
-    options = _arguments()
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What the page shows, and how."""
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    annotations: Sequence[AnnotationChoice]
+    coords: str
+    model: str | None = None
+    template: PromptTemplate = field(default_factory=PromptTemplate)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    config: RunConfig | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Reads the arguments and writes the page; 2 when they or the rows are wrong."""
+    options = _arguments(arguments)
     try:
-        rows, chosen, coords, model, template, chat = _what_to_show(options)
-        samples, skipped = make_samples(rows, chosen, coords=coords)
-        processor = None if model is None else _processor(model, needed=options.model is not None)
-        prompts = [
-            rendered(sample, processor, template, chat) if processor else readable_prompts(sample)
-            for sample in samples
-        ]
+        if options.imported:
+            _import(options)
+        page, counts = _page(options)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    page = preview_page(str(options.source), samples, prompts, skipped)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(page, encoding="utf-8")
-    print(f"{len(samples)} rows, {len(skipped)} left out: {options.out}")
+    print(f"{counts[0]} rows, {counts[1]} left out: {options.out}")
     return 0
 
 
 def rendered(
     sample: Sample, processor: Any, template: PromptTemplate, template_kwargs: Mapping[str, Any]
 ) -> Prompts:
-    """The prompts as the processor makes them, special tokens visible, and their token counts."""
+    """The prompts as the processor makes them, special tokens visible, and what is trained on."""
 
-    def render(messages: list[Message]) -> tuple[str, int]:
+    def ids_of(messages: list[Message]) -> list[int]:
         encoded = processor.apply_chat_template(
             messages, tokenize=True, add_generation_prompt=True, return_dict=True, **template_kwargs
         )
         ids = encoded["input_ids"]
-        ids = ids[0] if isinstance(ids[0], list) else ids
-        return processor.decode(ids, skip_special_tokens=False), len(ids)
+        return ids[0] if isinstance(ids[0], list) else ids
 
+    tokenizer = getattr(processor, "tokenizer", processor)
     pair = build_prompts(sample, template)
-    plain, privileged = render(pair.plain), render(pair.privileged)
-    counts = (plain[1], privileged[1])
-    return Prompts(plain=plain[0], privileged=privileged[0], num_tokens=counts)
+    plain, privileged = ids_of(pair.plain), ids_of(pair.privileged)
+    return Prompts(
+        plain=processor.decode(plain, skip_special_tokens=False),
+        privileged=processor.decode(privileged, skip_special_tokens=False),
+        num_tokens=(len(plain), len(privileged)),
+        special=tuple(tokenizer.all_special_tokens),
+        sequence=_trained_on(sample, plain, tokenizer),
+    )
+
+
+def rollouts(
+    config: RunConfig, checkpoint: str, samples: Sequence[Sample]
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Of each sample a rollout by the checkpoint: uid -> HTML, and uid -> its tokens as text.
+
+    The teacher is the recipe's, and so is a frozen self-target: the weights training began with.
+    """
+    # Models are needed here only; without a checkpoint the page is made in seconds.
+    from dopd_vlm.models import load_policy
+    from dopd_vlm.state import encode_sample
+    from dopd_vlm.token_maps import token_maps
+    from dopd_vlm.token_page import token_map_html
+    from dopd_vlm.train import build_state, make_accelerator
+
+    student = replace(config.student, path=checkpoint)
+    state = build_state(
+        replace(config, student=student, resume=False), make_accelerator(config), Path(checkpoint)
+    )
+    if config.method.self_target == "frozen" and state.self_target is not None:
+        state.self_target = load_policy(
+            config.student, device=state.student.device, trainable=False, like=state.student
+        )
+    encoded = [encode_sample(state, sample) for sample in samples]
+    maps = token_maps(state, encoded, score_answer=score_answer)
+    empty = {"text": "", "context": "", "images": []}
+    pages = {}
+    for sample, record in zip(samples, maps, strict=True):
+        # Pictures and prompts stand in the card already.
+        probe = {"uid": sample.uid, "answer": sample.answer, "plain": empty, "privileged": empty}
+        pages[sample.uid] = token_map_html([probe], [record])
+    return pages, {record["uid"]: tuple(record["tokens"]) for record in maps}
+
+
+def _page(options: argparse.Namespace) -> tuple[str, tuple[int, int]]:
+    """The page, and how many rows it shows and leaves out."""
+    subject = _subject(options)
+    processor = (
+        None
+        if subject.model is None
+        else _processor(subject.model, needed=options.model is not None)
+    )
+    is_visual = hasattr(processor, "image_processor")
+    resize = partial(resized_size, processor) if is_visual else None
+    samples, skipped = make_samples(
+        subject.rows, subject.annotations, coords=subject.coords, resize=resize
+    )
+    prompts = [
+        rendered(sample, processor, subject.template, subject.template_kwargs)
+        if processor
+        else readable_prompts(sample)
+        for sample in samples
+    ]
+    pages: dict[str, str] = {}
+    if options.checkpoint:
+        if subject.config is None:
+            raise ValueError("--checkpoint needs a recipe: it says which teacher and method")
+        pages, tokens = rollouts(subject.config, _model_path(options.checkpoint), samples)
+        prompts = [
+            _with_rollout(text, tokens[sample.uid])
+            for sample, text in zip(samples, prompts, strict=True)
+        ]
+    page = preview_page(subject.title, samples, prompts, skipped, pages)
+    return page, (len(samples), len(skipped))
+
+
+def _trained_on(sample: Sample, prompt: Sequence[int], tokenizer: Any) -> tuple[ShownToken, ...]:
+    """The plain prompt and the row's worked answer, or its answer, with the mask of the loss."""
+    import torch
+
+    text = str(sample.source.get("solution") or sample.answer)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    given = EncodedPrompt(uid=sample.uid, text="", input_ids=torch.tensor(prompt), token_types=None)
+    batch = collate([given], [torch.tensor([*ids, *end], dtype=torch.int64)], pad_id=0)
+    places = [False] * len(prompt) + batch.mask[0].tolist()
+    texts = tokenizer.batch_decode([[one] for one in [*prompt, *batch.completion_ids[0].tolist()]])
+    return tuple(
+        ShownToken(text=text, is_trained=trained)
+        for text, trained in zip(texts, places, strict=True)
+    )
+
+
+def _with_rollout(prompts: Prompts, tokens: Sequence[str]) -> Prompts:
+    """The rollout in place of the row's own answer."""
+    context = tuple(token for token in prompts.sequence if not token.is_trained)
+    sampled = tuple(ShownToken(text=text, is_trained=True) for text in tokens)
+    return replace(prompts, sequence=(*context, *sampled))
 
 
 def _processor(model: str, *, needed: bool) -> Any:
@@ -76,29 +193,55 @@ def _processor(model: str, *, needed: bool) -> Any:
         return None
 
 
-def _what_to_show(
-    options: argparse.Namespace,
-) -> tuple[
-    Sequence[Mapping[str, Any]],
-    Sequence[AnnotationChoice],
-    str,
-    str | None,
-    PromptTemplate,
-    Mapping[str, Any],
-]:
-    """(rows, annotations, coords, model, template, template keywords)."""
-    model = options.model
-    if model is not None and is_embedded(model):
-        model = str(embedded_model(model))
+def _subject(options: argparse.Namespace) -> Subject:
+    model = None if options.model is None else _model_path(options.model)
     if Path(options.source).suffix in (".yaml", ".yml"):
         config = resolved(read_config(options.source))
         data = config.data
-        rows = rows_of(data.train, data.split)[: options.rows]
-        model = model or config.student.path
-        kwargs = config.chat.template_kwargs
-        return rows, data.annotations, data.coords, model, config.prompts, kwargs
+        return Subject(
+            title=str(options.source),
+            rows=rows_of(data.train, data.split)[: options.rows],
+            annotations=data.annotations,
+            coords=data.coords,
+            model=model or config.student.path,
+            template=config.prompts,
+            template_kwargs=config.chat.template_kwargs,
+            config=config,
+        )
     rows = rows_of(options.source, options.split)[: options.rows]
-    return rows, _choices(options.annotations), options.coords, model, PromptTemplate(), {}
+    names = options.annotations
+    return Subject(
+        title=str(options.source),
+        rows=rows,
+        annotations=_all_types(rows) if names is None else _choices(names),
+        coords=options.coords,
+        model=model,
+    )
+
+
+def _all_types(rows: Sequence[Mapping[str, Any]]) -> list[AnnotationChoice]:
+    """Every known type that the rows have, as text; the first that can be drawn is drawn too."""
+    held = {name for row in rows for name, value in _annotations(row).items() if value}
+    names = [name for name in type_names() if name in held]
+    drawn = next((name for name in names if "drawn" in forms(name)), None)
+    return [(name, "both") if name == drawn else name for name in names]
+
+
+def _annotations(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = row.get("annotations")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _import(options: argparse.Namespace) -> None:
+    """Writes the rows into --out; from then on they are the source, and the page lies beside them."""
+    kind, source = options.imported
+    written, skipped = import_folder(kind, Path(source), options.out, images=options.images)
+    print(f"{written} rows in {options.out}, {skipped} skipped")
+    options.source, options.out = str(options.out), options.out / PAGE
+
+
+def _model_path(name: str) -> str:
+    return str(embedded_model(name)) if is_embedded(name) else name
 
 
 def _choices(names: Sequence[str]) -> list[AnnotationChoice]:
@@ -106,18 +249,32 @@ def _choices(names: Sequence[str]) -> list[AnnotationChoice]:
     return [(name, form) if form else name for name, _, form in pairs]
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="a recipe (.yaml) or a data set as read_rows takes it")
+    parser.add_argument(
+        "source", nargs="?", help="a recipe (.yaml), a data set as read_rows takes it, embedded:..."
+    )
     parser.add_argument("--rows", type=int, default=20, help="how many rows to show")
-    parser.add_argument("--out", type=Path, default=Path("preview.html"))
-    parser.add_argument("--annotations", nargs="*", default=[], help="NAME or NAME:FORM")
+    parser.add_argument("--out", type=Path, help=f"the page ({PAGE}); with --import the folder")
+    parser.add_argument("--annotations", nargs="*", help="NAME or NAME:FORM; default: all it has")
     parser.add_argument("--split", help="split of the data set")
     parser.add_argument("--coords", default="qwen3", help="coordinates of places in the text")
     parser.add_argument("--model", help="whose chat template and tokenizer show the prompts")
-    return parser.parse_args()
+    parser.add_argument("--checkpoint", help="a student to sample from; the recipe has its teacher")
+    parser.add_argument(
+        "--import", nargs=2, dest="imported", metavar=("KIND", "FILE"),
+        help=f"turn FILE into rows first; KIND: {', '.join(sorted(IMPORTERS))}",
+    )  # fmt: skip
+    parser.add_argument("--images", type=Path, help="with --import: folder of the pictures")
+    options = parser.parse_args(arguments)
+    if bool(options.source) == bool(options.imported):
+        parser.error("give a source, or --import KIND FILE")
+    if options.imported and options.out is None:
+        parser.error("--import needs --out, the folder to write the rows to")
+    options.out = options.out or Path(PAGE)
+    return options
 
 
 if __name__ == "__main__":

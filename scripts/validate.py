@@ -6,6 +6,7 @@ python scripts/validate.py rows/ --card rows/README.md
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from build import rows_of
 from dopd_vlm.data.validate import data_card, validate
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Reads the arguments, checks, reports."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -24,7 +25,7 @@ def main() -> int:
     parser.add_argument("--annotations", nargs="*", help="types to check; default: all there are")
     parser.add_argument("--card", type=Path, help="write the data card here")
     parser.add_argument("--problems", type=Path, help="write all bad rows here, as JSONL")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         report = validate(rows_of(options.source, options.split), options.annotations)
     except ValueError as error:

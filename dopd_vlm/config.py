@@ -212,7 +212,7 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forwards; auto is bfloat16 where the device has it in hardware."""
     tracking: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
-    """Trackers besides metrics.jsonl (extra `trackers`)."""
+    """Trackers besides metrics.jsonl (extra `trackers`): one name, or a list; wandb is offline unless WANDB_MODE is set."""
     lora: LoraConfig = LoraConfig()
     """Adapters on the student."""
     prompts: PromptTemplate = field(default_factory=PromptTemplate)
@@ -252,6 +252,8 @@ def read_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     _check_known(tree, RunConfig, "")
     if tree.get("name") is None:
         tree["name"] = path.stem
+    if isinstance(tree.get("tracking"), str):
+        tree["tracking"] = [tree["tracking"]]
     try:
         run_parser = parser()
         return RunConfig(**vars(run_parser.instantiate(run_parser.parse_object(tree))))

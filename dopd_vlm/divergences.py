@@ -151,8 +151,21 @@ def support_divergence(
     Inputs are log-probabilities of the full distribution at the K support tokens; `tail` says
     what stands for the rest (see `top_k_reverse_kl`).
     """
+    student, target = with_tail_bucket(student_logp), with_tail_bucket(target_logp)
+    return partition_divergence(divergence, student, target, tail)
+
+
+def partition_divergence(
+    divergence: PairDivergence, student_logp: Tensor, target_logp: Tensor, tail: Tail
+) -> Tensor:
+    """`support_divergence` where the mass of the rest is known.  [..., K + 1] twice -> [...]
+
+    The last entry is the log-probability of all tokens outside the support. Summed over these tokens it
+    is exact to a rounding; 1 - mass is not where the mass is near 1.
+    """
     if tail == "bucket":
-        return divergence(with_tail_bucket(student_logp), with_tail_bucket(target_logp))
+        return divergence(student_logp, target_logp)
+    student_logp, target_logp = student_logp[..., :-1], target_logp[..., :-1]
     if tail == "renormalise":
         return divergence(student_logp.log_softmax(-1), target_logp.log_softmax(-1))
     if tail == "truncate":

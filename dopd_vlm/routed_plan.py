@@ -159,14 +159,18 @@ def _support(
     scores, wanted = target.scores, min(route.top_k or 0, width)
     assert scores is not None
     if route.support == "sampled":
-        logp = scores.loss_logp.flatten()[positions[rows]]
-        return Support(ids=ids[rows, None], logp=logp[:, None])
+        logp = scores.loss_logp.flatten()[positions[rows], None]
+        return Support(ids=ids[rows, None], logp=torch.cat([logp, (-logp.expm1()).log()], -1))
     if scores.top_ids is None or scores.top_logp is None or scores.top_ids.shape[1] < wanted:
         raise ValueError(
             f"a route needs the {route.target}'s top {wanted} tokens, which its scores lack: "
             f"call target_scores with top_k={wanted}"
         )
-    top_ids, top_logp = scores.top_ids[:, :wanted], scores.top_logp[:, :wanted]
-    if len(rows) == len(ids):  # all rows, in order: no copy
-        return Support(ids=top_ids, logp=top_logp)
-    return Support(ids=top_ids[rows], logp=top_logp[rows])
+    is_all = len(rows) == len(ids)  # then in order: no copy
+    top_ids = scores.top_ids if is_all else scores.top_ids[rows]
+    top_logp = scores.top_logp if is_all else scores.top_logp[rows]
+    if wanted < top_ids.shape[1]:
+        rest = top_logp[:, wanted:].logsumexp(-1, keepdim=True)
+        top_ids = top_ids[:, :wanted]
+        top_logp = torch.cat([top_logp[:, :wanted], rest], -1)
+    return Support(ids=top_ids, logp=top_logp)

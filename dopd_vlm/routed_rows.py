@@ -18,8 +18,8 @@ from .heads import Head, Softmax, hidden_grad, logits_, rows_in_cache, softcap_s
 from .row_gradients import (
     RowResult,
     full_,
-    log_normaliser,
     on_support_,
+    partition,
     sampled_slopes,
     support_slopes,
 )
@@ -33,7 +33,7 @@ class Support:
     ids: Tensor
     """int [M, K]"""
     logp: Tensor
-    """[M, K] under the full softmax at the loss temperature"""
+    """[M, K + 1] under the full softmax at the loss temperature; last: all other tokens together"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,7 +210,7 @@ class _Work:
         if route.top_k is None or route.top_k >= self.plan.softmax.width:
             return full_(logits, target_logits, route, self.scratch)
         ids = top_k_ids(logits, route.top_k)
-        logp = target_logits.gather(-1, ids) - log_normaliser(target_logits, self.scratch[0])
+        logp = partition(target_logits, ids, self.scratch[0]).logp
         return on_support_(logits, ids, logp, support_slopes(route), self.scratch[0])
 
     def _target_logits_(self, group: Group, rows: Tensor) -> Tensor:

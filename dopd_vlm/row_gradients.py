@@ -18,8 +18,11 @@ from . import divergences
 from .types import Route
 
 Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Log-probs of student and target, [C, K + 1] each, last the rest -> value [C], slope [C, K + 1]."""
 LEAST_SUM, GREATEST_SUM = 1e-20, 1e30
 """Sums of unshifted exponentials in this range lose nothing to under- or overflow in float32."""
+LEAST_REST = 1e-38
+"""Stands for the mass outside a support where it underflows, so that its logarithm is finite."""
 MAX_LOG_RATIO = 80.0
 """exp of it fits float32; the smaller of two probabilities so far apart adds nothing to a JSD."""
 
@@ -58,26 +61,66 @@ def dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
     return torch.mul(a, b, out=scratch).sum(-1, keepdim=True)
 
 
-def exp_sum(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """(sum of e, log sum exp(logits) in float64), with e = exp(logits - shift) left in out.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Partition:
+    """The softmax of rows, taken apart into a support and the rest; float64."""
 
-    [L, V] -> [L, 1] each. Shifting by the greatest logit costs two passes; on CPU it is done only where
-    the sum without it leaves its range (on a GPU, looking at the sum would cost more).
+    logp: Tensor
+    """[C, K + 1]; last: all tokens outside the support together"""
+    total: Tensor
+    """[C, 1] sum of exp(logits - shift); the shift is 0 or the greatest logit"""
+    normaliser: Tensor
+    """[C, 1] log sum exp(logits)"""
+
+
+def exponentials_(logits: Tensor, ids: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Leaves e = exp(logits - shift) in out, 0 at ids [L, K]; returns its sum and the shift [L, 1].
+
+    The shift costs two passes; on CPU it is left out (None) unless the sum then leaves its range (on a
+    GPU, looking at the sum would cost more).
     """
     if logits.device.type == "cpu":
-        total = torch.exp(logits, out=out).sum(-1, keepdim=True)
+        total = _sum_outside_(torch.exp(logits, out=out), ids)
         low, high = total.aminmax()
         if float(low) >= LEAST_SUM and float(high) <= GREATEST_SUM:
-            return total, total.double().log()
+            return total, None
     shift = logits.amax(-1, keepdim=True)
-    total = torch.sub(logits, shift, out=out).exp_().sum(-1, keepdim=True)
-    return total, total.double().log() + shift
+    return _sum_outside_(torch.sub(logits, shift, out=out).exp_(), ids), shift
+
+
+def _sum_outside_(exponentials: Tensor, ids: Tensor | None) -> Tensor:
+    if ids is not None:
+        exponentials.scatter_(-1, ids, 0.0)
+    return exponentials.sum(-1, keepdim=True)
+
+
+def partition(logits: Tensor, ids: Tensor, scratch: Tensor) -> Partition:
+    """The softmax of rows [C, V] by ids [C, K]; scratch: [L, V]."""
+    picked, size = logits.gather(-1, ids), len(scratch)
+    sums = [
+        exponentials_(lines, at, scratch[: len(lines)])
+        for lines, at in zip(logits.split(size), ids.split(size), strict=True)
+    ]
+    return _partition(picked, sums)
+
+
+def _partition(picked: Tensor, sums: list[tuple[Tensor, Tensor | None]]) -> Partition:
+    """picked: logits [C, K] of the support; sums: what exponentials_ returned, block by block."""
+    picked = picked.double()
+    # A sum over the rest alone: 1 - mass would be noise where the support holds nearly everything.
+    rest = torch.cat([total for total, _ in sums]).double()
+    shift = torch.cat([torch.zeros_like(t) if at is None else at for t, at in sums]).double()
+    total = rest + (picked - shift).exp().sum(-1, keepdim=True)
+    normaliser = total.log() + shift
+    rest_logp = (rest / total).clamp(min=LEAST_REST).log()
+    logp = torch.cat([picked - normaliser, rest_logp], -1)
+    return Partition(logp=logp, total=total, normaliser=normaliser)
 
 
 def log_normaliser(logits: Tensor, scratch: Tensor) -> Tensor:
     """log sum_v exp(logits), float64.  [C, V] -> [C, 1]; scratch: [L, V]"""
-    blocks = logits.split(len(scratch))
-    return torch.cat([exp_sum(lines, scratch[: len(lines)])[1] for lines in blocks])
+    no_ids = torch.empty(len(logits), 0, dtype=torch.int64, device=logits.device)
+    return partition(logits, no_ids, scratch).normaliser
 
 
 def full_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) -> RowResult:
@@ -93,9 +136,9 @@ def full_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) 
 
 def _full_lines_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) -> RowResult:
     student, target = scratch
-    total, normaliser = exp_sum(logits, student)
+    total, normaliser = _normalised(exponentials_(logits, None, student))
     entropy = normaliser - dot(student, logits, target) / total
-    target_total, target_normaliser = exp_sum(target_logits, target)
+    target_total, target_normaliser = _normalised(exponentials_(target_logits, None, target))
     offset = (normaliser - target_normaliser).to(logits.dtype)
     pair = _Pair(
         student=student,
@@ -108,6 +151,12 @@ def _full_lines_(logits: Tensor, target_logits: Tensor, route: Route, scratch: T
     kind = effective_divergence(route)
     value = _jsd_(pair, route.beta) if kind == "jsd" else KLS[kind](pair)
     return RowResult(value=value.double().squeeze(-1), entropy=entropy.squeeze(-1))
+
+
+def _normalised(sums: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+    total, shift = sums
+    normaliser = total.double().log()
+    return total, normaliser if shift is None else normaliser + shift
 
 
 def effective_divergence(route: Route) -> str:
@@ -154,28 +203,30 @@ def _jsd_(pair: _Pair, beta: float) -> Tensor:
 def on_support_(
     logits: Tensor, ids: Tensor, target_logp: Tensor, slopes: Slopes, scratch: Tensor
 ) -> RowResult:
-    """A divergence that sees the student's log-probs u at ids [C, K] only.
+    """A divergence that sees the student through its log-probs u at ids [C, K] and that of the rest.
 
-    d value / d logits_v = [v in ids] g_v - p_v sum(g), with g = d value / d u from `slopes`.
-    scratch: [L, V].
+    With g = d value / d u [C, K + 1] from `slopes` and p the student: d value / d logits_v is
+    g_v - p_v sum(g) at ids, and p_v (g_rest / p_rest - sum(g)) elsewhere. scratch: [L, V].
     """
-    picked = logits.new_empty(ids.shape)
-    total, normaliser, expected = logits.new_empty((3, len(logits), 1), dtype=torch.float64)
-    for start in range(0, len(logits), len(scratch)):
-        at = slice(start, start + len(scratch))
-        lines, own = logits[at], scratch[: len(logits[at])]
-        picked[at] = lines.gather(-1, ids[at])
-        total[at], normaliser[at] = exp_sum(lines, own)
-        expected[at] = lines.mul_(own).sum(-1, keepdim=True)
-        lines.copy_(own)
-    value, slope = slopes(picked.double() - normaliser, target_logp.double())
-    logits.mul_((-slope.sum(-1, keepdim=True) / total).to(logits.dtype))
-    logits.scatter_add_(-1, ids, slope.to(logits.dtype))
-    return RowResult(value=value, entropy=(normaliser - expected / total).squeeze(-1))
+    picked, size = logits.gather(-1, ids), len(scratch)
+    sums, expected = [], []
+    for lines, at in zip(logits.split(size), ids.split(size), strict=True):
+        outside = scratch[: len(lines)]
+        sums.append(exponentials_(lines, at, outside))
+        expected.append(lines.mul_(outside).sum(-1, keepdim=True))
+        lines.copy_(outside)
+    part = _partition(picked, sums)
+    inside, rest = part.logp.exp().split((ids.shape[1], 1), -1)
+    expected = torch.cat(expected) / part.total + (inside * picked).sum(-1, keepdim=True)
+    value, slope = slopes(part.logp, target_logp.double())
+    slope_sum = slope.sum(-1, keepdim=True)
+    logits.mul_(((slope[:, -1:] / rest - slope_sum) / part.total).to(logits.dtype))
+    logits.scatter_(-1, ids, (slope[:, :-1] - inside * slope_sum).to(logits.dtype))
+    return RowResult(value=value, entropy=(part.normaliser - expected).squeeze(-1))
 
 
 def support_slopes(route: Route) -> Slopes:
-    """Value and slope of a top-K route, by autograd on the K entries of divergences.py."""
+    """Value and slope of a top-K route, by autograd on the K + 1 entries of divergences.py."""
     if route.divergence == "jsd":
 
         def pair(student: Tensor, target: Tensor) -> Tensor:
@@ -186,7 +237,7 @@ def support_slopes(route: Route) -> Slopes:
     def slopes(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = student_logp.detach().requires_grad_()
-            value = divergences.support_divergence(pair, leaf, target_logp, route.tail)
+            value = divergences.partition_divergence(pair, leaf, target_logp, route.tail)
             (slope,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), slope
 
@@ -204,15 +255,17 @@ def sampled_slopes(route: Route) -> Slopes:
     kind = effective_divergence(route)
 
     def slopes(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
-        log_ratio = student_logp - target_logp
+        log_ratio = student_logp[:, 0] - target_logp[:, 0]
         inverse = (-log_ratio).exp()
         if kind == "reverse_kl":
-            return log_ratio.squeeze(-1), log_ratio
-        if kind == "forward_kl":
-            return (-inverse * log_ratio).squeeze(-1), -inverse
-        student_part = -torch.log1p(route.beta * (inverse - 1.0))
-        target_part = inverse * (student_part - log_ratio)
-        value = route.beta * target_part + (1.0 - route.beta) * student_part
-        return value.squeeze(-1), (1.0 - route.beta) * student_part
+            value = slope = log_ratio
+        elif kind == "forward_kl":
+            value, slope = -inverse * log_ratio, -inverse
+        else:
+            student_part = -torch.log1p(route.beta * (inverse - 1.0))
+            target_part = inverse * (student_part - log_ratio)
+            value = route.beta * target_part + (1.0 - route.beta) * student_part
+            slope = (1.0 - route.beta) * student_part
+        return value, torch.stack([slope, torch.zeros_like(slope)], -1)
 
     return slopes

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .divergences import top_k_ids
 from .heads import Head, Softmax, as_head, chunk_dtype, logits_, rows_in_cache
-from .row_gradients import log_normaliser
+from .row_gradients import log_normaliser, partition
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,7 +21,8 @@ class TargetScores:
     top_ids: Tensor | None
     """int32 [N, K] of the N valid tokens in order, most probable first, ties by the lowest id."""
     top_logp: Tensor | None
-    """[N, K] their log-probs under the full softmax at the loss temperature."""
+    """[N, K + 1] their log-probs under the full softmax at the loss temperature, and in the last column
+    that of all other tokens together."""
     width: int
     """Vocabulary entries that the softmax ran over."""
 
@@ -94,7 +95,7 @@ class _RowScores:
     top_ids: Tensor
     """int32 [N, K]"""
     top_logp: Tensor
-    """[N, K]"""
+    """[N, K + 1]"""
 
 
 def _valid_rows(hidden: Tensor, completion_ids: Tensor, mask: Tensor) -> _Rows:
@@ -116,7 +117,7 @@ def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> _Ro
         logp=new(num_rows, dtype=dtype),
         loss_logp=new(num_rows, dtype=dtype),
         top_ids=new(num_rows, keep, dtype=torch.int32),
-        top_logp=new(num_rows, keep, dtype=dtype),
+        top_logp=new(num_rows, keep + 1, dtype=dtype),
     )
     for start in range(0, num_rows, size):
         at = slice(start, start + size)
@@ -134,17 +135,16 @@ def _scores_of_chunk_(
     """Scores of C rows in float64; the logits are left divided by the temperature."""
     # Before the division, which may round two neighbours to a tie.
     top = top_k_ids(logits, keep) if keep else ids.new_empty(len(ids), 0)
-    normaliser = log_normaliser(logits, scratch)
-    logp = logits.gather(-1, ids[:, None]) - normaliser
-    loss_logp = logp
-    if temperature != 1.0:
-        normaliser = log_normaliser(logits.div_(temperature), scratch)
-        loss_logp = logits.gather(-1, ids[:, None]) - normaliser
+    picked = logits.gather(-1, ids[:, None])
+    if temperature == 1.0:
+        part = partition(logits, top, scratch)
+        logp = loss_logp = picked - part.normaliser
+    else:
+        logp = picked - log_normaliser(logits, scratch)
+        part = partition(logits.div_(temperature), top, scratch)
+        loss_logp = logits.gather(-1, ids[:, None]) - part.normaliser
     return _RowScores(
-        logp=logp.squeeze(-1),
-        loss_logp=loss_logp.squeeze(-1),
-        top_ids=top,
-        top_logp=logits.gather(-1, top) - normaliser,
+        logp=logp.squeeze(-1), loss_logp=loss_logp.squeeze(-1), top_ids=top, top_logp=part.logp
     )
 
 

@@ -212,7 +212,7 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forwards; auto is bfloat16 where the device has it in hardware."""
     tracking: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
-    """Trackers besides metrics.jsonl (extra `trackers`): one name, or a list; wandb is offline unless WANDB_MODE is set."""
+    """Trackers besides metrics.jsonl (extra `trackers`): a name or a list; wandb is offline unless WANDB_MODE is set."""
     lora: LoraConfig = LoraConfig()
     """Adapters on the student."""
     prompts: PromptTemplate = field(default_factory=PromptTemplate)

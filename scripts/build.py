@@ -19,15 +19,20 @@ from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import check_choices, make_sample, make_samples
 from dopd_vlm.eval.benchmarks import load_benchmark
 from dopd_vlm.eval.harness import evaluate
-from dopd_vlm.eval.results import Results
+from dopd_vlm.eval.results import Results, read_results, write_results
 from dopd_vlm.eval.schemas import to_rows
 from dopd_vlm.eval.scorers import score
 from dopd_vlm.eval.stats import paired_difference
-from dopd_vlm.models import Policy, load_policy
+from dopd_vlm.models import Policy, load_policy, process_state
+from dopd_vlm.train import run_folder
 from dopd_vlm.types import Sample
 
 # scripts/evaluate.py would stand in for the library `evaluate`, which dopd_vlm.eval imports.
 sys.path.sort(key=lambda entry: Path(entry or ".").resolve() == Path(__file__).parent.resolve())
+
+
+EVALUATIONS = "evaluations"
+"""Folder in a run's: per-question results of each evaluation."""
 
 
 class LazySamples(Sequence[Sample]):
@@ -107,6 +112,7 @@ class Evaluation:
         who = "before" if step == 0 else "after"
         limit = self.config.evaluation.limit if step and not is_last else None
         found = self._evaluate(student, limit)
+        self._save(found, f"step_{step:06d}")
         if step == 0 or is_last:
             self.results |= {(r.name, who, r.view): r for r in found}
         for result in found:
@@ -114,10 +120,16 @@ class Evaluation:
         if step == 0 and self.config.evaluation.teacher:
             teacher = load_policy(self.config.teacher, device=student.device, trainable=False)
             taught = self._evaluate(teacher, None)
+            self._save(taught, "teacher")
             self.results |= {(r.name, "teacher", r.view): r for r in taught}
             for result in taught:
                 metrics |= _metrics(f"teacher/{result.name}/{result.view}", result)
         return metrics
+
+    def _save(self, found: list[Results], name: str) -> None:
+        """Per-question results into the run folder, for paired statistics between runs."""
+        if process_state().is_main_process:
+            write_results(found, run_folder(self.config) / EVALUATIONS, f"{name}.json")
 
     def _evaluate(self, policy: Policy, limit: int | None) -> list[Results]:
         return [
@@ -169,6 +181,14 @@ def benchmark_samples(name: str, data: DataConfig) -> list[Sample]:
             f"task {name!r} has no usable row: {skipped[0].reason if skipped else 'it is empty'}"
         )
     return samples
+
+
+def last_evaluation(run_dir: Path) -> tuple[int, list[Results]]:
+    """(step, results) of the run's newest evaluation; step 0 and none where there is none."""
+    found = sorted((run_dir / EVALUATIONS).glob("step_*.json"))
+    if not found:
+        return 0, []
+    return int(found[-1].stem.removeprefix("step_")), read_results(found[-1])
 
 
 def _metrics(prefix: str, result: Results) -> dict[str, float]:

@@ -73,3 +73,15 @@ class JsonLines:
         if not isinstance(row, dict):
             raise ValueError(f"{where} must be an object, got {type(row).__name__}")
         return row
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read, is not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error

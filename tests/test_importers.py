@@ -1,15 +1,19 @@
 """Importers: each documented format gives rows that make good Samples."""
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import datasets
 import pytest
 from PIL import Image
 
-from dopd_vlm.data.importers import IMPORTERS, VISION_OPD_CONTEXT, import_rows
+from dopd_vlm.data.import_chat import VISION_OPD_CONTEXT
+from dopd_vlm.data.importers import IMPORTERS, import_folder, import_rows
+from dopd_vlm.data.pictures import load_picture
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.store import write_rows
 from dopd_vlm.data.views import make_sample
@@ -172,3 +176,131 @@ def test_unknown_formats_and_absent_files_are_refused(folder) -> None:
         list(import_rows("voc", folder, ""))
     with pytest.raises(ValueError, match=r"no\.json does not exist"):
         list(import_rows("coco", folder / "no.json", ""))
+
+
+def test_coco_files_of_a_folder_are_taken_together_and_crowds_counted(folder) -> None:
+    instances = {
+        "images": [{"id": 7, "file_name": "a.png"}],
+        "categories": [{"id": 3, "name": "cup"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 30, 20], "iscrowd": 0},
+            {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 60, 40], "iscrowd": 1,
+             "segmentation": {"size": [40, 60], "counts": [0, 2400]}},
+        ],
+    }  # fmt: skip
+    captions = {
+        "images": [{"id": 7, "file_name": "a.png"}],
+        "annotations": [{"image_id": 7, "caption": "a red field"}],
+    }
+    (folder / "json").mkdir()
+    write(folder / "json" / "instances.json", instances)
+    write(folder / "json" / "captions.json", captions)
+    (row,) = import_rows("coco", folder / "json", "?")
+    assert row["annotations"] == {
+        "boxes": [{"bbox": [1, 2, 30, 20], "label": "cup"}],
+        "captions": ["a red field"],
+    }
+    assert (row["answer"], row["meta"]["crowds"]) == ("a red field", 1)
+
+
+UNC_REFS = [
+    {"ref_id": 5, "ann_id": 1, "image_id": 7, "split": "val",
+     "sentences": [{"sent": "left cup"}, {"sent": "left cup"}, {"sent": "the red one"}]},
+]  # fmt: skip
+UNC_INSTANCES = {
+    "images": [{"id": 7, "file_name": "a.png", "width": 60, "height": 40}],
+    "annotations": [
+        {"id": 1, "bbox": [6, 4, 30, 20], "segmentation": [[6, 4, 36, 4, 36, 24, 6, 24]]}
+    ],
+}
+
+
+def refcoco_sources(folder):
+    """The same object in the three forms."""
+    (folder / "unc").mkdir()
+    write(folder / "unc" / "refs.json", UNC_REFS)
+    write(folder / "unc" / "instances.json", UNC_INSTANCES)
+    thing, about = UNC_INSTANCES["annotations"][0], UNC_INSTANCES["images"][0]
+    row = {
+        **UNC_REFS[0], "bbox": [6.0, 4.0, 36.0, 24.0], "raw_image_info": json.dumps(about),
+        "raw_anns": json.dumps(thing), "image_path": "coco/train2014/a.png",
+    }  # fmt: skip
+    datasets.Dataset.from_list([row]).to_parquet(str(folder / "sentences.parquet"))
+    lmms = {
+        "question_id": "q1", "image": {"bytes": (folder / "a.png").read_bytes(), "path": "a.png"},
+        "question": "Please describe", "answer": ["left cup", "the red one"],
+        "bbox": [6.0, 4.0, 30.0, 20.0], "segmentation": [6.0, 4.0, 36.0, 4.0, 36.0, 24.0, 6.0, 24.0],
+    }  # fmt: skip
+    table = datasets.Dataset.from_list([lmms]).cast_column("image", datasets.Image())
+    table.to_parquet(str(folder / "lmms.parquet"))
+    return {"unc": folder / "unc", "sentences": folder / "sentences.parquet",
+            "lmms": folder / "lmms.parquet"}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["unc", "sentences", "lmms"])
+def test_refcoco_asks_where_each_expression_is(folder, form) -> None:
+    source = refcoco_sources(folder)[form]
+    import_folder("refcoco", source, folder / "out", images=folder, question="Find {expression}.")
+    samples = [make_sample(row, ["boxes", "masks"]) for row in read_rows(folder / "out")]
+    assert [s.question for s in samples] == ["Find left cup.", "Find the red one."]
+    assert {(s.answer, s.answer_type) for s in samples} == {("[100, 100, 600, 600]", "box")}
+    assert samples[1].privileged.context.startswith(
+        'boxes:\n[{"bbox_2d": [100, 100, 600, 600], "label": "the red one"}]\n'
+        'masks:\n[{"polygon_2d": [100, 100, 600, 100, 600, 600, 100, 600]'
+    )
+
+
+def test_refcoco_has_a_question_of_its_own(folder) -> None:
+    row = next(import_rows("refcoco", refcoco_sources(folder)["unc"], "Describe the picture."))
+    assert row["question"].startswith("Locate left cup. Answer with its box as [x1, y1, x2, y2]")
+
+
+def test_a_pickle_is_refused_with_the_way_round(folder) -> None:
+    (folder / "refs(unc).p").write_bytes(b"\x80\x04.")
+    with pytest.raises(ValueError, match=r"is a pickle.*json\.dump"):
+        next(import_rows("refcoco", folder / "refs(unc).p", ""))
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            data = data if isinstance(data, bytes) else json.dumps(data).encode()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def test_webdataset_shards(folder) -> None:
+    a, b = ((folder / name).read_bytes() for name in ("a.png", "b.png"))
+    (folder / "shards").mkdir()
+    asked = {"question": "which <image> <image> ?", "answer": "red",
+             "annotations": {"boxes": [{"bbox": [1, 2, 3, 4], "label": "x", "image": 1}]}}  # fmt: skip
+    tar_of(folder / "shards" / "0.tar", [("k1.0.png", a), ("k1.1.png", b), ("k1.json", asked)])
+    tar_of(folder / "shards" / "1.tar",
+           [("d/k2.png", b), ("d/k2.txt", b"all blue"), ("d/k3.png", a), ("d/k3.cls", b"red")])  # fmt: skip
+    first, second, third = imported("webdataset", folder / "shards", folder, ["captions", "boxes"])
+    assert (first.uid, first.answer, first.question) == ("k1", "red", "which <image> <image> ?")
+    assert [image.getpixel((1, 1)) for image in first.plain.images] == [(255, 0, 0), (0, 0, 255)]
+    assert "image 2: " in first.privileged.context
+    assert (second.uid, second.answer, second.question) == ("d/k2", "all blue", "what is this ?")
+    assert second.privileged.context == "captions:\nall blue"
+    assert (third.answer, third.privileged.context) == ("red", "")
+
+
+def test_what_load_picture_shows_unchanged_is_kept_byte_for_byte(folder) -> None:
+    plain = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
+    plain.save(folder / "plain.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain.save(folder / "turned.jpg", exif=exif)
+    plain.convert("CMYK").save(folder / "cmyk.jpg")
+    plain.convert("RGBA").save(folder / "alpha.png")
+    names = ["plain.jpg", "turned.jpg", "cmyk.jpg", "alpha.png"]
+    write_rows([{"uid": "x", "images": names, "question": "?"}], folder / "out", root=folder)
+    (row,) = read_rows(folder / "out")
+    assert [Path(name).suffix for name in row["images"]] == [".jpg", ".png", ".png", ".png"]
+    stored = folder / "out" / row["images"][0]
+    assert stored.read_bytes() == (folder / "plain.jpg").read_bytes()
+    for name, made in zip(names, make_sample(row, []).plain.images, strict=True):
+        assert made.tobytes() == load_picture(name, root=folder).tobytes()

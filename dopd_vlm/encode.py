@@ -1,11 +1,11 @@
-"""Chat messages and completion ids -> model inputs, and where in them the completion is predicted.
+"""Chat messages and completion ids -> model inputs.
 
-Shapes: B sequences, P prompt tokens, T completion tokens, L = padded length.
+Shapes: U prompts of P tokens, B completions of T tokens.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,23 +35,24 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Padded model inputs of B sequences; `positions` says which hidden state predicts which completion token."""
+    """B completions behind U prompts, as tensors."""
 
-    inputs: dict[str, Tensor]
+    prompts: dict[str, Tensor]
+    """Model inputs [U, P], padded on the left, with their pictures: each prompt once where it is shared."""
+    owner: Tensor
+    """int64 [B] into U: whose completion it is."""
     completion_ids: Tensor
     """int64 [B, T], pad id where masked."""
     mask: Tensor
     """bool [B, T], built with the ids: EOS counts even where pad and EOS share an id."""
-    positions: Tensor
-    """int64 [B, T] into L: the position before each completion token."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         return Batch(
-            inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
+            prompts={name: tensor.to(device) for name, tensor in self.prompts.items()},
+            owner=self.owner.to(device),
             completion_ids=self.completion_ids.to(device),
             mask=self.mask.to(device),
-            positions=self.positions.to(device),
         )
 
 
@@ -132,43 +133,43 @@ def _check_image_tokens(policy: Policy, prompt: EncodedPrompt) -> None:
 
 def collate(
     prompts: Sequence[EncodedPrompt],
-    completions: Sequence[Tensor] | None = None,
+    completions: Sequence[Tensor],
     *,
     pad_id: int,
-    padding_side: Literal["left", "right"] = "right",
+    share: bool = True,
 ) -> Batch:
-    """Prompts followed verbatim by their completion ids, padded to one length on either side.
+    """Completions [T] and, in the same order, the prompts that they follow verbatim.
 
-    Without completions: left-pad for generation. Each sequence keeps its own prompt length, so plain
-    and privileged batches of the same completions align by offset, never by absolute position.
+    A prompt object that comes more than once is put into the batch once, unless `share` is off.
+    Each prompt keeps its own length, so plain and privileged batches of the same completions align
+    by offset, never by absolute position.
     """
-    if completions is None:
-        completions = [torch.empty(0, dtype=torch.int64) for _ in prompts]
-    ids = [torch.cat([p.input_ids, c]) for p, c in zip(prompts, completions, strict=True)]
-    lengths = torch.tensor([len(row) for row in ids])
-    width = int(lengths.max())
-    inputs = {
-        "input_ids": pad_sequence(ids, True, pad_id, padding_side),
-        "attention_mask": pad_sequence(
-            [torch.ones_like(row) for row in ids], True, 0, padding_side
-        ),
-        **_pictures(prompts),
-    }
-    if all(p.token_types is not None for p in prompts):
-        types = [_fit(p.token_types, len(row)) for p, row in zip(prompts, ids, strict=True)]
-        inputs["mm_token_type_ids"] = pad_sequence(types, True, 0, padding_side)
+    keys = [id(p) if share else row for row, p in enumerate(prompts)]
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    rows = sorted(first.values())
+    index = {keys[row]: place for place, row in enumerate(rows)}
     completion_ids = pad_sequence(list(completions), True, pad_id)
     num_tokens = torch.tensor([len(c) for c in completions])
-    offset = torch.arange(completion_ids.shape[1])
-    start = (width - num_tokens if padding_side == "left" else lengths - num_tokens) - 1
-    mask = offset < num_tokens[:, None]
-    positions = torch.where(mask, start[:, None] + offset, 0)
-    return Batch(inputs=inputs, completion_ids=completion_ids, mask=mask, positions=positions)
+    return Batch(
+        prompts=pad_prompts([prompts[row] for row in rows], pad_id=pad_id),
+        owner=torch.tensor([index[key] for key in keys]),
+        completion_ids=completion_ids,
+        mask=torch.arange(completion_ids.shape[1]) < num_tokens[:, None],
+    )
 
 
-def _fit(types: Tensor | None, length: int) -> Tensor:
-    assert types is not None
-    return torch.nn.functional.pad(types, (0, length - len(types)))
+def pad_prompts(prompts: Sequence[EncodedPrompt], *, pad_id: int) -> dict[str, Tensor]:
+    """Model inputs [U, P] of prompts, padded on the left, with their pictures one behind the other."""
+    ids = [p.input_ids for p in prompts]
+    inputs = {
+        "input_ids": pad_sequence(ids, True, pad_id, "left"),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True, 0, "left"),
+        **_pictures(prompts),
+    }
+    types = [p.token_types for p in prompts if p.token_types is not None]
+    if len(types) == len(prompts):
+        inputs["mm_token_type_ids"] = pad_sequence(types, True, 0, "left")
+    return inputs
 
 
 def _pictures(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:

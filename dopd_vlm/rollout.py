@@ -1,61 +1,35 @@
-"""The student samples completions: left-padded batches through Hugging Face `generate`.
+"""The student samples completions: one prefill a prompt, then token by token for all of them.
 
-Shapes: B sequences of a generation batch, V vocabulary.
+Shapes: U prompts of a generation batch, B = U x num_generations sequences, T completion tokens, V vocabulary.
+
+An own loop instead of Hugging Face `generate`, which encodes a prompt (and its pictures) once for
+each of its completions, copies all keys and values for each token, and computes finished sequences
+until the last one ends. transformers' continuous batching takes text alone.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from dopd_vlm.encode import EncodedPrompt, collate
-from dopd_vlm.models import Policy
+from dopd_vlm.encode import EncodedPrompt, pad_prompts
+from dopd_vlm.heads import Head
+from dopd_vlm.models import Policy, output_head
+from dopd_vlm.prefill import Prefix, can_share, extend, prefill, select, with_room
 from dopd_vlm.types import Rollout
 
-
-class SampledLogProbs(LogitsProcessor):
-    """Log-prob of each sampled token under the very distribution that was sampled from.
-
-    Keeps one [B, V] at a time, where `output_scores=True` would keep one per token: the last logits
-    processor sees the scores, and the stopping criterion that runs after the draw sees the token.
-    """
-
-    def __init__(self) -> None:
-        self.rows: list[Tensor] = []
-        self._logp: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        self._logp = scores.float().log_softmax(-1)
-        return scores
-
-    def gather(self, input_ids: Tensor) -> None:
-        """Pick the log-prob of the token that was just appended."""
-        assert self._logp is not None
-        self.rows.append(self._logp.gather(-1, input_ids[:, -1:]).squeeze(-1))
-
-
-class _AfterDraw(StoppingCriteria):
-    """Runs after each drawn token; never stops generation itself."""
-
-    def __init__(self, calls: Sequence[Callable[[Tensor], None]]) -> None:
-        self._calls = calls
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        for call in self._calls:
-            call(input_ids)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+CUDA_CHECK_EVERY = 16
+"""Tokens between looks at which sequences have ended: each look waits for the device."""
+KEPT_SHARE = 0.75
+"""Ended sequences leave the batch when at most this share of it goes on: leaving copies the keys."""
 
 
 def generate(
@@ -74,33 +48,112 @@ def generate(
     """`num_generations` Rollouts per prompt, in the order of the prompts; temperature 0 is greedy.
 
     Batches hold prompts of like length. Image and video marker tokens are never sampled. The draw is
-    seeded by `seed` alone and leaves the global random state as it was. `on_batch` gets the number of
-    prompts just finished.
+    a function of `seed` and the place among the prompts, whatever the batches; the global random state
+    stays as it was. `on_batch` gets the number of prompts just finished.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))
+    shape = (len(prompts), num_generations, max_completion_length)
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(shape, generator=generator, dtype=torch.float64) if temperature > 0 else None
+    sampler = Sampler(
+        head=output_head(policy),
+        warpers=_warpers(policy, temperature, top_p, top_k),
+        eos_ids=policy.eos_ids,
+        pad_id=policy.pad_id,
+    )
     found: dict[int, list[Rollout]] = {}
-    devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            rollouts = _generate_batch(
-                policy,
-                [prompts[i] for i in chosen],
-                num_generations,
-                max_completion_length,
-                _warpers(policy, temperature, top_p, top_k),
-                do_sample=temperature > 0,
-            )
-            found.update(
-                {
-                    i: rollouts[k * num_generations : (k + 1) * num_generations]
-                    for k, i in enumerate(chosen)
-                }
-            )
-            if on_batch is not None:
-                on_batch(len(chosen))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = [prompts[i] for i in chosen]
+        noise = None if draws is None else draws[chosen].flatten(0, 1).to(policy.device)
+        with torch.no_grad():
+            prefix = _prefix(policy, batch, num_generations, max_completion_length)
+            ids, logp = _decode(policy, sampler, prefix, noise, max_completion_length)
+        uids = [prompt.uid for prompt in batch for _ in range(num_generations)]
+        rollouts = [
+            _rollout(*row, policy.eos_ids) for row in zip(uids, ids.cpu(), logp.cpu(), strict=True)
+        ]
+        for place, index in enumerate(chosen):
+            found[index] = rollouts[place * num_generations : (place + 1) * num_generations]
+        if on_batch is not None:
+            on_batch(len(chosen))
     return [rollout for i in range(len(prompts)) for rollout in found[i]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sampler:
+    """How hidden states become tokens."""
+
+    head: Head
+    warpers: LogitsProcessorList
+    """What changes the distribution before the draw."""
+    eos_ids: Sequence[int]
+    pad_id: int
+
+    def draw(self, hidden: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens [B] and their log-probs under the very distribution that was drawn from.
+
+        noise: float64 [B] uniform in [0, 1), one number a token, so that a sequence's draw does not
+        depend on the others in its batch; None takes the most probable token.
+        """
+        scores = self.warpers(None, _logits(hidden, self.head))  # type: ignore[arg-type]
+        logp = scores.log_softmax(-1)
+        if noise is None:
+            token = logp.argmax(-1)
+        else:
+            cumulated = logp.exp().cumsum(-1, dtype=torch.float64)
+            # The first entry above it: an entry of probability 0 is equal to the one before.
+            reached = noise.clamp(max=1 - 1e-12)[:, None] * cumulated[:, -1:]
+            token = torch.searchsorted(cumulated, reached, right=True).squeeze(-1)
+        return token, logp.gather(-1, token[:, None]).squeeze(-1)
+
+
+def _logits(hidden: Tensor, head: Head) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).float() * head.logit_scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def _prefix(
+    policy: Policy, prompts: Sequence[EncodedPrompt], num_generations: int, room: int
+) -> Prefix:
+    """The prefix of every sequence; each prompt is encoded once where the model allows it."""
+    owner = torch.arange(len(prompts)).repeat_interleave(num_generations)
+    is_shared = can_share(policy)
+    listed = prompts if is_shared else [prompts[i] for i in owner.tolist()]
+    inputs = pad_prompts(listed, pad_id=policy.pad_id)
+    prefix = prefill(policy, {name: tensor.to(policy.device) for name, tensor in inputs.items()})
+    return with_room(prefix, owner.to(policy.device), room) if is_shared else prefix
+
+
+def _decode(
+    policy: Policy, sampler: Sampler, prefix: Prefix, noise: Tensor | None, max_length: int
+) -> tuple[Tensor, Tensor]:
+    """ids and log-probs, both [B, T]; what stands behind a sequence's first EOS means nothing."""
+    hidden = prefix.last_hidden
+    size, device = len(hidden), hidden.device
+    ids = torch.full((size, max_length), sampler.pad_id, device=device)
+    logp = torch.zeros(size, max_length, device=device)
+    alive = torch.arange(size, device=device)
+    has_ended = torch.zeros(size, dtype=torch.bool, device=device)
+    eos = torch.tensor(sampler.eos_ids, device=device)
+    check_every = CUDA_CHECK_EVERY if device.type == "cuda" else 1
+    for step in range(max_length):
+        token, token_logp = sampler.draw(hidden, None if noise is None else noise[alive, step])
+        ids[alive, step], logp[alive, step] = token, token_logp
+        has_ended |= torch.isin(token, eos)
+        if step + 1 == max_length:
+            break
+        if (step + 1) % check_every == 0:
+            going = (~has_ended).nonzero().squeeze(-1)
+            if len(going) == 0:
+                break
+            if len(going) <= KEPT_SHARE * len(alive) and can_share(policy):
+                prefix, alive = select(prefix, going), alive[going]
+                token, has_ended = token[going], has_ended[going]
+        ones = torch.ones_like(token)[:, None]
+        hidden, prefix = extend(policy, prefix, token[:, None], ones)
+        hidden = hidden[:, -1]
+    return ids, logp
 
 
 def _warpers(policy: Policy, temperature: float, top_p: float, top_k: int) -> LogitsProcessorList:
@@ -117,39 +170,6 @@ def _warpers(policy: Policy, temperature: float, top_p: float, top_k: int) -> Lo
     if top_p < 1.0:
         warpers.append(TopPLogitsWarper(top_p))
     return warpers
-
-
-def _generate_batch(
-    policy: Policy,
-    prompts: Sequence[EncodedPrompt],
-    num_generations: int,
-    max_completion_length: int,
-    warpers: LogitsProcessorList,
-    *,
-    do_sample: bool,
-) -> list[Rollout]:
-    repeated = [prompt for prompt in prompts for _ in range(num_generations)]
-    inputs = collate(repeated, pad_id=policy.pad_id, padding_side="left").to(policy.device).inputs
-    recorder = SampledLogProbs()
-    config = GenerationConfig(
-        max_new_tokens=max_completion_length,
-        do_sample=do_sample,
-        eos_token_id=list(policy.eos_ids),
-        pad_token_id=policy.pad_id,
-        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if do_sample else {}),
-    )
-    ids = policy.model.generate(  # type: ignore[operator]
-        **inputs,
-        generation_config=config,
-        logits_processor=LogitsProcessorList([*warpers, recorder]),
-        stopping_criteria=StoppingCriteriaList([_AfterDraw([recorder.gather])]),
-    )
-    completions = ids[:, inputs["input_ids"].shape[1] :].cpu()
-    logp = torch.stack(recorder.rows, dim=1).cpu()
-    return [
-        _rollout(p.uid, c, lp, policy.eos_ids)
-        for p, c, lp in zip(repeated, completions, logp, strict=True)
-    ]
 
 
 def _rollout(uid: str, ids: Tensor, logp: Tensor, eos_ids: Sequence[int]) -> Rollout:

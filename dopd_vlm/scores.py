@@ -1,20 +1,53 @@
 """Hidden states at the positions that predict each completion token; only these ever reach a head.
 
-Shapes: B sequences, T completion tokens, L padded length, H hidden size.
+Shapes: U prompts of P tokens, B completions of T tokens, H hidden size.
 """
 
+import torch
 from torch import Tensor
 
 from dopd_vlm.encode import Batch
 from dopd_vlm.models import Policy
+from dopd_vlm.prefill import completion_positions, extend, prefill, prompt_positions, select
 
 
 def completion_hidden(policy: Policy, batch: Batch) -> Tensor:
     """[B, T, H] last hidden states that predict the completion; rows behind the mask are arbitrary.
 
     Calls the backbone, not the text decoder: on a vision-language model the latter would read image
-    placeholders as words. Gradient as the caller's mode says.
+    placeholders as words. Gradient as the caller's mode says. Where completions share prompts, each
+    prompt is encoded once and the completions read its keys and values.
     """
     batch = batch.to(policy.device)
-    hidden = policy.backbone(**batch.inputs, use_cache=False).last_hidden_state
-    return hidden.gather(1, batch.positions[..., None].expand(-1, -1, hidden.shape[-1]))
+    is_shared = len(batch.prompts["input_ids"]) < len(batch.owner)
+    return _shared(policy, batch) if is_shared else _whole(policy, batch)
+
+
+def _shared(policy: Policy, batch: Batch) -> Tensor:
+    prefix = select(prefill(policy, batch.prompts), batch.owner)
+    first = prefix.last_hidden[:, None]
+    if batch.mask.shape[1] == 1:
+        return first
+    # Nothing is predicted from the last token.
+    rest, _ = extend(policy, prefix, batch.completion_ids[:, :-1], batch.mask[:, :-1])
+    return torch.cat([first, rest], dim=1)
+
+
+def _whole(policy: Policy, batch: Batch) -> Tensor:
+    order = batch.owner
+    ids, mask = batch.completion_ids, batch.mask
+    prompts = batch.prompts
+    positions = prompt_positions(policy, prompts)
+    inputs = {
+        **prompts,
+        "input_ids": torch.cat([prompts["input_ids"][order], ids[:, :-1]], 1),
+        "attention_mask": torch.cat([prompts["attention_mask"][order], mask[:, :-1].long()], 1),
+        "position_ids": torch.cat(
+            [positions, completion_positions(positions, ids.shape[1] - 1)], -1
+        ),
+    }
+    if "mm_token_type_ids" in prompts:
+        types = prompts["mm_token_type_ids"]
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(types, (0, ids.shape[1] - 1))
+    hidden = policy.backbone(**inputs, use_cache=False).last_hidden_state
+    return hidden[:, prompts["input_ids"].shape[1] - 1 :]

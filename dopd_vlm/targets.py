@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dopd_vlm.encode import Batch, collate
 from dopd_vlm.models import Policy, output_head
+from dopd_vlm.prefill import can_share
 from dopd_vlm.routing import Thresholds, thresholds
 from dopd_vlm.scores import completion_hidden
 from dopd_vlm.state import EncodedSample, TrainState
@@ -59,28 +60,23 @@ class MicroBatch:
     self_target: Target | None
 
 
+Row = tuple[EncodedSample, Rollout]
+
+
 def score_targets(
     state: TrainState, samples: Sequence[EncodedSample], rollouts: Sequence[Rollout]
 ) -> list[MicroBatch]:
-    """Micro-batches of like length, each with both targets' hidden states and scores, without gradient."""
-    optim, per_sample = state.config.optim, len(rollouts) // max(1, len(samples))
-    rows = sorted(
-        ((samples[i // per_sample], rollout) for i, rollout in enumerate(rollouts)),
-        key=lambda row: len(row[1].completion_ids),
-        reverse=True,
-    )
+    """Micro-batches with both targets' hidden states and scores, without gradient."""
+    optim, method = state.config.optim, state.method
+    per_sample = len(rollouts) // max(1, len(samples))
+    rows = [(samples[i // per_sample], rollout) for i, rollout in enumerate(rollouts)]
+    rows = arranged(rows, optim.micro_batch_size, method.student_view)
     micro_batches = []
     for start in range(0, len(rows), optim.score_batch_size):
         chosen = rows[start : start + optim.score_batch_size]
-        teacher = _target(
-            state, state.teacher, state.method.teacher_view, state.method.teacher_top_k, chosen
-        )
+        teacher = _target(state, state.teacher, method.teacher_view, method.teacher_top_k, chosen)
         own = _target(
-            state,
-            state.self_target,
-            state.method.self_target_view,
-            state.method.self_target_top_k,
-            chosen,
+            state, state.self_target, method.self_target_view, method.self_target_top_k, chosen
         )
         for first in range(0, len(chosen), optim.micro_batch_size):
             part = slice(first, first + optim.micro_batch_size)
@@ -88,14 +84,42 @@ def score_targets(
     return micro_batches
 
 
+def arranged(rows: Sequence[Row], micro_batch_size: int, view: ViewName) -> list[Row]:
+    """The rows in the order that costs the student fewer tokens, padding and repeated prompts counted.
+
+    Either completions of one prompt together, so that a micro-batch encodes it once, or completions
+    of like length together. The order never changes a result.
+    """
+    longest: dict[int, int] = {}
+    for sample, rollout in rows:
+        length = len(rollout.completion_ids)
+        longest[id(sample)] = max(length, longest.get(id(sample), 0))
+    by_length = sorted(rows, key=lambda row: -len(row[1].completion_ids))
+    # A stable sort by two keys keeps completions of one prompt together, each prompt's by length.
+    by_prompt = sorted(by_length, key=lambda row: (-longest[id(row[0])], row[0].sample.uid))
+
+    def num_tokens(order: Sequence[Row]) -> int:
+        total = 0
+        for start in range(0, len(order), micro_batch_size):
+            part = order[start : start + micro_batch_size]
+            prompts = {id(s): len(s.prompts[view].input_ids) for s, _ in part}
+            width = max(len(r.completion_ids) for _, r in part)
+            total += len(prompts) * max(prompts.values()) + len(part) * width
+        return total
+
+    return min(by_prompt, by_length, key=num_tokens)
+
+
 def _micro_batch(
     state: TrainState,
-    rows: Sequence[tuple[EncodedSample, Rollout]],
+    rows: Sequence[Row],
     part: slice,
     teacher: Target | None,
     own: Target | None,
 ) -> MicroBatch:
-    batch = _batch(state, state.method.student_view, rows)
+    # Checkpointed layers recompute without a cache: each completion then brings its own prompt.
+    share = not state.config.optim.gradient_checkpointing and can_share(state.student)
+    batch = _batch(rows, state.method.student_view, state.student.pad_id, share=share)
     return MicroBatch(
         samples=[sample for sample, _ in rows],
         rollouts=[rollout for _, rollout in rows],
@@ -105,13 +129,12 @@ def _micro_batch(
     )
 
 
-def _batch(
-    state: TrainState, view: ViewName, rows: Sequence[tuple[EncodedSample, Rollout]]
-) -> Batch:
+def _batch(rows: Sequence[Row], view: ViewName, pad_id: int, *, share: bool) -> Batch:
     return collate(
         [sample.prompts[view] for sample, _ in rows],
         [rollout.completion_ids for _, rollout in rows],
-        pad_id=state.student.pad_id,
+        pad_id=pad_id,
+        share=share,
     )
 
 
@@ -120,11 +143,11 @@ def _target(
     policy: Policy | None,
     view: ViewName,
     top_k: int | None,
-    rows: Sequence[tuple[EncodedSample, Rollout]],
+    rows: Sequence[Row],
 ) -> Target | None:
     if policy is None:
         return None
-    batch = _batch(state, view, rows).to(policy.device)
+    batch = _batch(rows, view, state.student.pad_id, share=can_share(policy)).to(policy.device)
     with torch.no_grad(), state.accelerator.autocast():
         hidden = completion_hidden(policy, batch)
     scores = target_scores(

@@ -28,9 +28,14 @@ def test_one_process_equals_two_of_unequal_and_of_empty_share(name, tmp_path):
     whole = run_step(tmp_path / "whole.pt", name, 8, "3")
     for micro, shares in ((8, "1,2"), (2, "3,0")):
         parts = run_step(tmp_path / "parts.pt", name, micro, shares)
-        for key in ("loss", "share/ht", "share/lh", "rollout/length", "optim/grad_norm"):
+        for key in (
+            "loss",
+            "share/ht",
+            "share/lh",
+            "rollout/length",
+            "optim/grad_norm",
+            "threshold/gap",
+        ):
             assert parts["metrics"][key] == pytest.approx(whole["metrics"][key], rel=1e-6), key
-        if name == "dopd":
-            assert parts["metrics"]["threshold/gap"] == whole["metrics"]["threshold/gap"]
         for key, grad in whole["gradients"].items():
-            torch.testing.assert_close(parts["gradients"][key], grad, rtol=1e-6, atol=1e-12)
+            assert (parts["gradients"][key] - grad).norm() <= 1e-6 * grad.norm() + 1e-12, key

@@ -97,7 +97,8 @@ def test_one_batch_equals_its_micro_batches(name, sizes):
     assert parts.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-10)
     assert grads.keys() == part_grads.keys() and len(grads) > 20
     for key, grad in grads.items():
-        torch.testing.assert_close(part_grads[key], grad, rtol=1e-7, atol=1e-12)
+        # Rounding of the RMS norms, which compute in float32 whatever the weights are.
+        assert (part_grads[key] - grad).norm() <= 1e-6 * grad.norm() + 1e-12, key
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

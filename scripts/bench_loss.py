@@ -4,7 +4,8 @@
     python scripts/bench.py loss --tokens 512 --vocab 8192 --repeats 3    # seconds
     python scripts/bench.py loss --tokens 4096 --vocab 151936 --hidden 2048 --dtype bfloat16   # on a GPU
 
-Time: after an untimed round, variants are interleaved and repeated; the table gives the median, least and greatest. `x limit` divides by the matrix products alone that the variant cannot avoid: (5 + h) u for ours
+Time: after an untimed round, variants are interleaved and repeated; the table gives the median, least and
+greatest. `x limit` divides by the matrix products alone that the variant cannot avoid: (5 + h) u for ours
 with two targets, 4 u for one target, u = one N x H x V product and h = share of tokens in regime HT.
 
 Memory: peak over inputs and gradients, of one run in a process of its own. On CPU it is resident memory
@@ -263,6 +264,9 @@ def plot(rows: list[dict], path: Path) -> None:
     labels = ("seconds", "peak MiB over inputs and gradients")
     for axis, label in zip(axes, labels, strict=True):
         axis.set(xlabel="tokens", ylabel=label, xscale="log", yscale="log")
+        axis.set_xticks(sorted({row["tokens"] for row in rows}), minor=False)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.xaxis.set_minor_formatter("")
         axis.grid(visible=True, which="both", alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)

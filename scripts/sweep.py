@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     given = parser.parse_intermixed_args(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     methods, seeds = given.methods.split(","), given.seeds.split(",")
     failed = []
     for seed in seeds:

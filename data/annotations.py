@@ -6,9 +6,10 @@ give the answer away also has `check`. To add a type, write such a class and eit
 """
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
@@ -95,21 +96,23 @@ def annotation_type(name: str) -> AnnotationType:
     """The type of that name: built in, registered, or from another package's entry point.
 
     Raises:
-        ValueError: unknown name; lists the near ones.
+        ValueError: unknown name, listing the near ones; or a broken type of another package, naming it.
     """
-    known = {**_plugins(), **TYPES}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-        raise ValueError(
-            f"unknown annotation type {name!r}; near: {', '.join(near)}; "
-            f"known: {', '.join(sorted(known))}"
-        )
-    return known[name]
+    if name in TYPES:
+        _plugins()  # warns of a plug-in whose name is taken
+        return TYPES[name]
+    if name in _plugins():
+        return _loaded(name)
+    known = type_names()
+    near = difflib.get_close_matches(name, known, n=3) or known
+    raise ValueError(
+        f"unknown annotation type {name!r}; near: {', '.join(near)}; known: {', '.join(known)}"
+    )
 
 
 def type_names() -> list[str]:
     """The names `annotation_type` knows, sorted."""
-    return sorted({**_plugins(), **TYPES})
+    return sorted({*_plugins(), *TYPES})
 
 
 def forms(name: str) -> tuple[str, ...]:
@@ -119,17 +122,37 @@ def forms(name: str) -> tuple[str, ...]:
 
 
 @cache
-def _plugins() -> dict[str, AnnotationType]:
+def _plugins() -> dict[str, EntryPoint]:
+    """Types that other packages offer, by name; they are loaded when asked for."""
     found = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in TYPES:
-            raise ValueError(
-                f"{point.value} wants the annotation type name {point.name!r}, which is taken"
+            warnings.warn(
+                f"annotation type {point.name!r} of {_owner(point)} is left out: the name is taken",
+                stacklevel=3,
             )
-        loaded = point.load()
-        found[point.name] = loaded() if isinstance(loaded, type) else loaded
-        _check_instance(point.name, found[point.name])
+        else:
+            found[point.name] = point
     return found
+
+
+@cache
+def _loaded(name: str) -> AnnotationType:
+    point = _plugins()[name]
+    try:
+        loaded = point.load()
+        instance = loaded() if isinstance(loaded, type) else loaded
+        _check_instance(name, instance)
+    except Exception as error:  # another package's code: it may raise anything
+        raise ValueError(
+            f"annotation type {name!r} of {_owner(point)} cannot be used: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return instance
+
+
+def _owner(point: EntryPoint) -> str:
+    return f"{point.dist.name if point.dist else 'an unknown distribution'} ({point.value})"
 
 
 def _check_instance(name: str, instance: Any) -> None:

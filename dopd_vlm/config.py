@@ -120,8 +120,28 @@ class MethodConfig:
     """Share of the new weights in the moving average at each step."""
     trim: float = 0.05
     """Share of the largest gaps left out of the threshold means (paper section 1.3)."""
+    trim_of: Literal["gap", "each"] = "gap"
+    """What is trimmed: the gap decides for all three means, or each quantity loses its own largest."""
+    train_outliers: bool = True
+    """Whether trimmed tokens are still routed and trained, or leave the loss as well as the means."""
+    statistic: Literal["mean", "median"] | float = "mean"
+    """Threshold of gap and probabilities: their mean (the paper), median, or a quantile in (0, 1)."""
+    gap_threshold: float | None = None
+    """Nats; fixes the gap's threshold (probabilities keep theirs); null takes the batch's statistic."""
+    threshold_scope: Literal["batch", "process"] = "batch"
+    """Tokens behind the thresholds: the whole optimizer batch, or each process's own share of it."""
+    reduction: Literal["sequence-mean", "token-mean"] = "sequence-mean"
+    """Mean over sequences of means over tokens (the paper's Eq. 10), or mean over the batch's tokens."""
+    light_weight: float | None = None
+    """beta_l, weight of LH and HS tokens where they are trained; null keeps the table's own (0.6)."""
+    weak_weight: float | None = None
+    """beta_w, weight of LL tokens where they are trained; null keeps the table's own (0.3)."""
     top_k: int | None = 128
     """Support size of the top-K divergences; null keeps the table's own."""
+    support: Literal["target", "student"] = "target"
+    """Whose K most probable tokens; the paper does not say."""
+    tail: Literal["bucket", "renormalise", "truncate"] = "bucket"
+    """The mass outside: one more outcome, none, or ignored, which is no distribution and pushes mass out."""
     temperature: float = 1.0
     """Softmax temperature inside the divergences."""
     chunk_size: int | None = None
@@ -130,6 +150,16 @@ class MethodConfig:
     def __post_init__(self) -> None:
         _require(0 <= self.trim < 1, "method.trim", self.trim, "in [0, 1)")
         _require(0 < self.ema_rate <= 1, "method.ema_rate", self.ema_rate, "in (0, 1]")
+        is_quantile = isinstance(self.statistic, float) and 0 < self.statistic < 1
+        _require(
+            isinstance(self.statistic, str) or is_quantile,
+            "method.statistic",
+            self.statistic,
+            "mean, median or a quantile in (0, 1)",
+        )
+        for name in ("light_weight", "weak_weight", "gap_threshold"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"method.{name}", value, ">= 0 or null")
         _require(self.temperature > 0, "method.temperature", self.temperature, "> 0")
 
 
@@ -212,7 +242,7 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forwards; auto is bfloat16 where the device has it in hardware."""
     tracking: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
-    """Trackers besides metrics.jsonl (extra `trackers`): a name or a list; wandb is offline unless WANDB_MODE is set."""
+    """Trackers besides metrics.jsonl (extra `trackers`): a name or a list; wandb is offline without WANDB_MODE."""
     lora: LoraConfig = LoraConfig()
     """Adapters on the student."""
     prompts: PromptTemplate = field(default_factory=PromptTemplate)

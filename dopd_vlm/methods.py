@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .types import Regime, Route, ViewName
+from .types import Regime, Route, Tail, ViewName
 
 TOP_K = 128
 LIGHT, WEAK = 0.6, 0.3
@@ -184,3 +184,34 @@ def method(name: str) -> Method:
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise ValueError(f"unknown method {name!r}: {hint}known: {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def adjusted(
+    method: Method,
+    *,
+    self_target: Literal["live", "ema", "frozen"] = "live",
+    top_k: int | None = None,
+    support: Literal["target", "student"] = "target",
+    tail: Tail = "bucket",
+    light_weight: float | None = None,
+    weak_weight: float | None = None,
+) -> Method:
+    """The method with what the paper leaves open chosen otherwise.
+
+    Args:
+        self_target: whose weights the self-target has.
+        top_k: size of every top-K route's support; None keeps each.
+        support, tail: of every top-K route; see `Route`.
+        light_weight: beta_l, of the LH and HS tokens that a method by gap trains; None keeps it.
+        weak_weight: beta_w, of its LL tokens; None keeps it.
+    """
+    weights = {Regime.LH: light_weight, Regime.HS: light_weight, Regime.LL: weak_weight}
+
+    def route_of(regime: Regime, route: Route) -> Route:
+        if route.top_k:
+            route = replace(route, top_k=top_k or route.top_k, support=support, tail=tail)
+        weight = weights.get(regime) if method.routes_by_gap and route.weight else None
+        return route if weight is None else replace(route, weight=weight)
+
+    routes = {regime: route_of(regime, route) for regime, route in method.routes.items()}
+    return replace(method, self_target=self_target, routes=routes)

@@ -5,6 +5,7 @@ Shapes: B sequences, T completion tokens. Log-probs are those of the sampled tok
 has a gradient: routing decides what is learnt, and is not learnt itself.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 from .types import Regime, Route
 
 Statistic = Literal["mean", "median"]
+TrimOf = Literal["gap", "each"]
 Reduction = Literal["sequence-mean", "token-mean"]
 SMALLEST_USEFUL_GAP = 1e-5
 """Nats. Below it the teacher and the self-target are the same up to rounding."""
@@ -31,6 +33,8 @@ class Thresholds:
     """Probability of the sampled token under the privileged student."""
     q_teacher: float
     """Probability of the sampled token under the teacher."""
+    largest_gap: float = math.inf
+    """Nats; a token of a larger gap is an outlier that is not trained."""
 
 
 def privilege_advantage_gap(teacher_logp: Tensor, privileged_logp: Tensor) -> Tensor:
@@ -45,12 +49,15 @@ def thresholds(
     trim: float = 0.05,
     *,
     statistic: Statistic | float = "mean",
+    trim_of: TrimOf = "gap",
+    train_outliers: bool = True,
 ) -> Thresholds:
     """Averages of gap, q_S and q_T over the tokens whose gap is not among the largest.
 
     keep = gap <= quantile(gap over mask, 1 - trim) with linear interpolation; then the statistic
-    of each quantity over keep. The trimmed tokens leave the averages only: they are still routed
-    and trained. The paper does not say which quantity is trimmed; we trim the gap.
+    of each quantity over keep. The paper does not say which quantity is trimmed, nor whether the
+    trimmed tokens are trained: `trim_of` and `train_outliers`. Its "normalization within the batch"
+    is left out: any increasing affine map of the gap and of its mean leaves the split as it is.
 
     Args:
         teacher_logp: [B, T] or any shape; tokens of other ranks are gathered by the caller, e.g.
@@ -59,6 +66,8 @@ def thresholds(
         mask: bool, same shape, True at completion tokens.
         trim: share of the largest gaps left out, in [0, 1).
         statistic: mean (the paper), median, or a number in (0, 1): that quantile.
+        trim_of: gap trims all three by the gap; each trims each by its own largest values.
+        train_outliers: False makes the gap's quantile the `largest_gap` of what is trained.
 
     Returns:
         Thresholds computed in float64 from sorted values: the same to the last bit for every
@@ -79,11 +88,17 @@ def thresholds(
     gap = privilege_advantage_gap(teacher, student)
     if gap.isnan().any():
         raise ValueError("a teacher or privileged-student score is NaN or both are infinite")
-    keep = gap <= _quantile(gap, 1.0 - trim)
+    largest = _quantile(gap, 1.0 - trim)
+
+    def average(values: Tensor) -> float:
+        keep = gap <= largest if trim_of == "gap" else values <= _quantile(values, 1.0 - trim)
+        return _summary(values[keep], statistic)
+
     return Thresholds(
-        gap=_summary(gap[keep], statistic),
-        q_student=_summary(student[keep].exp(), statistic),
-        q_teacher=_summary(teacher[keep].exp(), statistic),
+        gap=average(gap),
+        q_student=average(student.exp()),
+        q_teacher=average(teacher.exp()),
+        largest_gap=math.inf if train_outliers else float(largest),
     )
 
 
@@ -111,8 +126,9 @@ def assign_regimes(
     """Regime of every token, int64 [B, T], -1 where masked (paper Eqs. 6-9).
 
     gap < threshold: LH if q_T + q_S >= the sum of their thresholds, else LL.
-    gap >= threshold: HT if q_T >= q_S, else HS. Compared in float64. A gap that is zero
-    everywhere makes all tokens HT, and warns: routing then decides nothing.
+    gap >= threshold: HT if q_T >= q_S, else HS. Compared in float64. A gap above `largest_gap` has
+    no regime: -1. A gap that is zero everywhere makes all tokens HT, and warns: routing then
+    decides nothing.
     """
     if thresholds.gap < SMALLEST_USEFUL_GAP:
         warnings.warn(
@@ -122,11 +138,13 @@ def assign_regimes(
         )
     teacher, student = teacher_logp.detach().double(), privileged_logp.detach().double()
     q_teacher, q_student = teacher.exp(), student.exp()
-    low = privilege_advantage_gap(teacher, student) < thresholds.gap
+    gap = privilege_advantage_gap(teacher, student)
+    low = gap < thresholds.gap
     confident = q_teacher + q_student >= thresholds.q_teacher + thresholds.q_student
     low_regime = torch.where(confident, int(Regime.LH), int(Regime.LL))
     high_regime = torch.where(q_teacher >= q_student, int(Regime.HT), int(Regime.HS))
-    return torch.where(low, low_regime, high_regime).masked_fill(~mask.bool(), -1)
+    is_out = ~mask.bool() | (gap > thresholds.largest_gap)
+    return torch.where(low, low_regime, high_regime).masked_fill(is_out, -1)
 
 
 def token_weights(
@@ -138,7 +156,7 @@ def token_weights(
     reduction: Reduction = "sequence-mean",
     num_tokens: int | None = None,
 ) -> Tensor:
-    """One weight per token, so that the loss is a plain sum.  float64 [B, T], 0 where masked
+    """One weight per token, so that the loss is a plain sum.  float64 [B, T], 0 without a regime
 
     sequence-mean (paper Eq. 10): route weight / (|y_b| num_sequences), with |y_b| the valid tokens
     of sequence b. token-mean: route weight / num_tokens.
@@ -158,7 +176,7 @@ def token_weights(
     table = torch.tensor(
         [routes[r].weight for r in Regime], dtype=torch.float64, device=mask.device
     )
-    weight = table[regime.clamp(min=0)] * valid
+    weight = table[regime.clamp(min=0)] * (valid & (regime >= 0))
     lengths = valid.sum(-1, keepdim=True).clamp(min=1)
     if reduction == "sequence-mean":
         return weight / (lengths * (num_sequences or len(mask)))

@@ -90,13 +90,13 @@ def distil_step(
     with clock.phase("score"):
         micro_batches = score_targets(state, samples, rollouts)
         limits = batch_thresholds(state, micro_batches)
-        num_sequences = int(total_of(state.accelerator, {"n": float(len(rollouts))})["n"])
-    if num_sequences == 0:
+        counts = batch_counts(state, rollouts)
+    if counts.num_sequences == 0:
         raise ValueError(
             f"step {state.step}: every row of the batch was skipped; see skipped.jsonl"
         )
     with clock.phase("loss"):
-        losses = [_backward(state, micro, limits, num_sequences) for micro in micro_batches]
+        losses = [_backward(state, micro, limits, counts) for micro in micro_batches]
     with clock.phase("step"):
         grad_norm = optimizer_step(state)
     sums = total_of(state.accelerator, batch_sums(losses, rollouts))
@@ -162,8 +162,24 @@ def greedy_views(
     return metrics
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What divides the loss, over all processes."""
+
+    num_sequences: int
+    num_tokens: int
+
+
+def batch_counts(state: TrainState, rollouts: Sequence[Rollout]) -> Counts:
+    """Sequences and completion tokens of the optimizer batch."""
+    tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
+    sums = {"sequences": float(len(rollouts)), "tokens": float(tokens)}
+    total = total_of(state.accelerator, sums)
+    return Counts(num_sequences=int(total["sequences"]), num_tokens=int(total["tokens"]))
+
+
 def _backward(
-    state: TrainState, micro: MicroBatch, limits: Thresholds | None, num_sequences: int
+    state: TrainState, micro: MicroBatch, limits: Thresholds | None, counts: Counts
 ) -> LossOutput:
     student, method = state.student, state.config.method
     batch = micro.batch.to(student.device)
@@ -181,8 +197,9 @@ def _backward(
         state.method,
         privileged_head=output_head(state.self_target) if state.self_target else None,
         thresholds=limits,
-        num_sequences=num_sequences,
-        trim=method.trim,
+        num_sequences=counts.num_sequences,
+        num_tokens=counts.num_tokens,
+        reduction=method.reduction,
         temperature=method.temperature,
         chunk_size=method.chunk_size,
         teacher_scores=teacher.scores if teacher else None,

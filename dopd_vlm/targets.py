@@ -3,6 +3,7 @@
 Shapes: B sequences, T completion tokens, H hidden size.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -171,15 +172,21 @@ def batch_thresholds(state: TrainState, micro_batches: Sequence[MicroBatch]) -> 
     for micro in micro_batches:
         assert micro.teacher is not None and micro.self_target is not None
         mask = micro.batch.mask.to(micro.teacher.scores.logp.device)
-        pairs.append(
-            torch.stack(
-                [micro.teacher.scores.logp[mask], micro.self_target.scores.logp[mask]], -1
-            ).double()
-        )
-    scores = gather_rows(state.accelerator, torch.cat(pairs))
-    return thresholds(
-        scores[None, :, 0],
-        scores[None, :, 1],
-        torch.ones(1, len(scores), dtype=torch.bool),
-        state.config.method.trim,
+        both = [micro.teacher.scores.logp[mask], micro.self_target.scores.logp[mask]]
+        pairs.append(torch.stack(both, -1).double())
+    options, scores = state.config.method, torch.cat(pairs)
+    if options.threshold_scope == "batch":
+        scores = gather_rows(state.accelerator, scores)
+    if len(scores) == 0:  # a process without rows routes nothing
+        return Thresholds(gap=math.inf, q_student=math.inf, q_teacher=math.inf)
+    limits = thresholds(
+        scores[:, 0].cpu(),
+        scores[:, 1].cpu(),
+        torch.ones(len(scores), dtype=torch.bool),
+        options.trim,
+        statistic=options.statistic,
+        trim_of=options.trim_of,
+        train_outliers=options.train_outliers,
     )
+    fixed = options.gap_threshold
+    return limits if fixed is None else replace(limits, gap=fixed)

@@ -21,7 +21,7 @@ from transformers import get_cosine_schedule_with_warmup
 from dopd_vlm.checkpoint import check_space, last_checkpoint, load_trainer_, save_checkpoint
 from dopd_vlm.config import RunConfig
 from dopd_vlm.console import RunView
-from dopd_vlm.methods import Method, method
+from dopd_vlm.methods import Method, adjusted, method
 from dopd_vlm.models import Policy, add_lora, check_vocabularies, has_bfloat16, load_policy
 from dopd_vlm.observer import Observer
 from dopd_vlm.state import EncodedSample, TrainState, encode_sample
@@ -303,15 +303,17 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
 
 
 def configured_method(config: RunConfig) -> Method:
-    """The table named in the config, with the config's self-target and support size."""
-    chosen = method(config.method.name)
-    routes = {
-        regime: replace(route, top_k=config.method.top_k)
-        if route.top_k and config.method.top_k
-        else route
-        for regime, route in chosen.routes.items()
-    }
-    return replace(chosen, self_target=config.method.self_target, routes=routes)
+    """The table named in the config, with the config's choices where the paper leaves one."""
+    chosen = config.method
+    return adjusted(
+        method(chosen.name),
+        self_target=chosen.self_target,
+        top_k=chosen.top_k,
+        support=chosen.support,
+        tail=chosen.tail,
+        light_weight=chosen.light_weight,
+        weak_weight=chosen.weak_weight,
+    )
 
 
 def load_student(config: RunConfig, device: torch.device, checkpoint: Path | None) -> Policy:

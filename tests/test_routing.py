@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dopd_vlm import routing
-from dopd_vlm.methods import METHODS, Method, method
+from dopd_vlm.methods import METHODS, Method, adjusted, method
 from dopd_vlm.types import Regime, Route
 
 B, T = 5, 13
@@ -186,3 +186,33 @@ def test_methods_that_cannot_work_are_refused():
     plain = Route(target="teacher", target_view="plain", divergence="jsd")
     with pytest.raises(ValueError, match="2 views"):
         Method(name="x", routes=dict.fromkeys(Regime, plain))
+
+
+def test_trimming_each_quantity_leaves_out_its_own_largest():
+    teacher, student, mask = make_scores(4)
+    limits = routing.thresholds(teacher, student, mask, 0.3, trim_of="each")
+    for name, values in (("q_teacher", teacher.exp()), ("q_student", student.exp())):
+        kept = values[mask][values[mask] <= values[mask].quantile(0.7)]
+        assert getattr(limits, name) == pytest.approx(float(kept.mean()), rel=1e-12)
+    assert limits.gap == routing.thresholds(teacher, student, mask, 0.3).gap
+
+
+def test_adjusted_changes_what_it_is_told_and_nothing_by_default():
+    for name, chosen in METHODS.items():
+        assert adjusted(chosen) == chosen, name
+    made = adjusted(
+        method("dopd"),
+        light_weight=0.5,
+        weak_weight=0.1,
+        top_k=7,
+        support="student",
+        tail="truncate",
+    )
+    assert [made.routes[r].weight for r in Regime] == [0.5, 0.1, 1.0, 0.5]
+    assert [made.routes[r].top_k for r in Regime] == [7, 7, None, 7]
+    assert (
+        made.routes[Regime.LH].support == "student" and made.routes[Regime.HT].support == "target"
+    )
+    # A regime that the method drops stays dropped; a method without regimes has no such weights.
+    assert adjusted(method("dopd_ht"), light_weight=0.5).routes[Regime.LH].weight == 0.0
+    assert adjusted(method("opd"), light_weight=0.5) == method("opd")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dopd_vlm.endpoint import Client, Endpoint, GaveUpError, RejectedError, Reply, SetupError
+
 from .annotate_prompts import CHECK, PLACES, WORDINGS
 from .annotate_replies import described
 from .annotate_requests import Asked, asked, check_request, write_request
@@ -27,7 +29,6 @@ from .annotate_standing import (
     row_digest,
     standing,
 )
-from .endpoint import Client, Endpoint, GaveUpError, RejectedError, Reply, SetupError
 from .questions import Question
 from .replies import Record, RepliesFile
 from .rows import METADATA, Row

@@ -14,11 +14,13 @@ from accelerate.utils import gather_object
 from rich.progress import Progress
 
 from dopd_vlm.config import ModelConfig
+from dopd_vlm.endpoint import Endpoint
 from dopd_vlm.models import Policy, load_policy, process_state
 from dopd_vlm.types import Sample, ViewName
 
 from .aggregate import aggregate
 from .benchmarks import Benchmark, Generation, load_benchmark
+from .endpoint import endpoint_generator, endpoint_name
 from .generators import Completion, Generate, halving, local_generator
 from .records import finished, scored, stored
 from .requests import Request, digest, image_settings, make_requests, model_fingerprint
@@ -36,6 +38,8 @@ class Source:
     complete: Generate
     name: str
     fingerprint: str
+    makes_whole_batches: bool = True
+    """Whether an answer depends on the others of its batch, as in a model's padded arithmetic."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -58,7 +62,7 @@ class Job:
 
 
 def evaluate(
-    model: str | Policy,
+    model: str | Policy | Endpoint,
     benchmark: str | Benchmark,
     *,
     view: ViewName = "plain",
@@ -75,7 +79,7 @@ def evaluate(
     """Scores of a model on a benchmark in one view.
 
     Args:
-        model: a folder or hub id, or a loaded model with its processor.
+        model: a folder or hub id, a loaded model with its processor, or an endpoint to ask.
         benchmark: a name in eval/tasks, a path of a YAML file, or a Benchmark.
         view: what the model sees: `plain`, or `privileged` with the samples' annotations.
         samples: the benchmark's questions, built from rows by the caller (the harness reads none).
@@ -121,7 +125,7 @@ def _run(
         seed=job.seed,
     )
     mine = [r for r in requests if r.doc_id % state.num_processes == state.process_index]
-    completions = _complete(mine, job, source.complete, batch_size, store, progress)
+    completions = _complete(mine, job, source, batch_size, store, progress)
     count = _counter(job.task)
     records = [scored(r, job.samples[r.doc_id], completions[r.key], count, job.view) for r in mine]
     if state.num_processes > 1:
@@ -150,11 +154,13 @@ def _counter(task: Benchmark) -> Scorer:
 
 
 def _source(
-    model: str | Policy,
+    model: str | Policy | Endpoint,
     generate: Generate | None,
     template_kwargs: Mapping[str, Any] | None,
     state: PartialState,
 ) -> Source:
+    if isinstance(model, Endpoint):
+        return _remote(model, template_kwargs)
     if generate is not None:
         name = model if isinstance(model, str) else model.path
         return Source(complete=halving(generate), name=name, fingerprint=digest(name))
@@ -172,10 +178,21 @@ def _source(
     )
 
 
+def _remote(endpoint: Endpoint, template_kwargs: Mapping[str, Any] | None) -> Source:
+    name, kwargs = endpoint_name(endpoint), dict(template_kwargs or {})
+    return Source(
+        complete=endpoint_generator(endpoint, kwargs),
+        name=name,
+        fingerprint=digest([name, kwargs]),
+        makes_whole_batches=False,
+        settings={"template_kwargs": kwargs},
+    )
+
+
 def _complete(
     requests: Sequence[Request],
     job: Job,
-    complete: Generate,
+    source: Source,
     batch_size: int,
     store: SampleStore | None,
     progress: Progress | None,
@@ -193,9 +210,10 @@ def _complete(
         batch = order[start : start + batch_size]
         missing = [r for r in batch if r.key not in done]
         if missing:
-            batch_seed = int(batch[0].key[:12], 16) + job.seed
-            made = complete([r.messages for r in batch], job.generation, batch_seed)
-            fresh = {r.key: found for r, found in zip(batch, made, strict=True)}
+            asked = batch if source.makes_whole_batches else missing
+            batch_seed = int(asked[0].key[:12], 16) + job.seed
+            made = source.complete([r.messages for r in asked], job.generation, batch_seed)
+            fresh = {r.key: found for r, found in zip(asked, made, strict=True)}
             done.update({r.key: fresh[r.key] for r in missing})
             if store is not None:
                 store.append([stored(r, fresh[r.key]) for r in missing])

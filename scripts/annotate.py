@@ -25,7 +25,7 @@ from dopd_vlm.data.annotate import Progress as Counts
 from dopd_vlm.data.annotate_prompts import WORDINGS
 from dopd_vlm.data.annotate_standing import Task
 from dopd_vlm.data.coords import FAMILIES
-from dopd_vlm.data.endpoint import Endpoint
+from dopd_vlm.endpoint import Endpoint
 
 LINE_EVERY_S = 30.0
 """How often a line is printed where there is no terminal."""

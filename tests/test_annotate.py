@@ -22,10 +22,10 @@ from dopd_vlm.data.annotate import annotate
 from dopd_vlm.data.annotate_replies import BadReplyError, json_in, written_value
 from dopd_vlm.data.annotate_standing import Task
 from dopd_vlm.data.coords import Frame
-from dopd_vlm.data.endpoint import Endpoint
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.validate import validate
 from dopd_vlm.data.views import make_sample
+from dopd_vlm.endpoint import Endpoint
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "annotate.py"
 BOXES = '[{"bbox_2d": [100, 200, 500, 800], "label": "cup"}]'

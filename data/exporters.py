@@ -4,10 +4,14 @@ What only the teacher may see goes where the other project keeps such things, or
 """
 
 import io
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from dopd_vlm.prompts import PromptTemplate, build_prompts
@@ -16,6 +20,11 @@ from dopd_vlm.types import Message, Sample
 from .pictures import load_picture
 from .rows import Row
 from .views import origin_of
+
+JSON_COLUMNS = ("annotations", "choices", "meta", "messages")
+PICTURES = ("images", "teacher_images", "bbox_images")
+ROW_GROUP = 100
+"""Rows read at once when one is asked for; `datasets` has the same number for picture sets."""
 
 
 def to_trl(sample: Sample, template: PromptTemplate | None = None) -> Row:
@@ -47,22 +56,89 @@ def to_verl(sample: Sample, template: PromptTemplate | None = None) -> Row:
 def with_bytes(row: Mapping[str, Any]) -> Row:
     """The row with its pictures as upright PNG bytes, without `origin`.
 
+    Columns that hold other keys from row to row (annotations, choices, meta, messages) become JSON
+    text, as a Parquet column has one type; `read_rows` and `make_sample` take it so.
+
     Raises:
         ValueError: a picture that cannot be loaded.
     """
     made = {key: value for key, value in row.items() if key != "origin"}
     root = origin_of(row).get("root")
+    for field in JSON_COLUMNS:
+        if made.get(field) is not None and not isinstance(made[field], str):
+            made[field] = json.dumps(made[field], ensure_ascii=False)
     for field in ("images", "teacher_images"):
         if row.get(field) is not None:
             made[field] = [_embedded(load_picture(source, root=root)) for source in row[field]]
     return made
 
 
-def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Writes rows, already of plain values and picture bytes, to one Parquet file."""
+def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    """Writes rows of plain values and picture bytes to one Parquet file; how many.
+
+    Rows are taken a hundred at a time, so there may be more than fit into memory, and each hundred
+    is a row group, so that training reads them by position. Picture columns carry the `datasets`
+    feature Image, which the hub shows.
+
+    Raises:
+        ValueError: a row whose columns are not those of the first hundred, or of other types.
+    """
     import datasets
 
-    datasets.Dataset.from_list([dict(row) for row in rows]).to_parquet(str(path))
+    part = path.with_name(f"{path.name}.partial")
+    taken = iter(rows)
+    writer, features, written = None, None, 0
+    while group := [dict(row) for row in islice(taken, ROW_GROUP)]:
+        if features is None:
+            features = _features(datasets.Dataset.from_list(group).features)
+        _check_columns(group, list(features), written)
+        where = f"rows {written + 1} to {written + len(group)}"
+        try:
+            _check_types(datasets.Dataset.from_list(group).features, features)
+            table = datasets.Dataset.from_list(group, features=features)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{where} have values of other types than the first {ROW_GROUP}: {error}"
+            ) from error
+        writer = writer or pq.ParquetWriter(part, table.features.arrow_schema)
+        writer.write_table(table.data.table, row_group_size=ROW_GROUP)
+        written += len(group)
+    if writer is None:
+        raise ValueError(f"there is no row to write to {path}")
+    writer.close()
+    part.replace(path)
+    return written
+
+
+def _features(found: Any) -> Any:
+    """The features with picture columns as such."""
+    import datasets
+
+    pictures = {name: datasets.List(datasets.Image()) for name in PICTURES if name in found}
+    return datasets.Features({**found, **pictures})
+
+
+def _check_types(found: Mapping[str, Any], features: Mapping[str, Any]) -> None:
+    """Columns must not change their type: a cast would turn a list into text in silence."""
+    for name, feature in features.items():
+        kinds = {_type_of(feature), _type_of(found.get(name))} - {"null", "NoneType"}
+        if len(kinds) > 1:
+            raise ValueError(f"{name} is {found[name]}, was {feature}")
+
+
+def _type_of(feature: Any) -> str:
+    """The data type of a plain feature, else what kind of feature it is."""
+    return str(getattr(feature, "dtype", None) or type(feature).__name__)
+
+
+def _check_columns(group: Sequence[Mapping[str, Any]], columns: Sequence[str], start: int) -> None:
+    for index, row in enumerate(group):
+        more = set(row) - set(columns)
+        if more:
+            raise ValueError(
+                f"row {start + index + 1} has columns that the first {ROW_GROUP} rows lack: "
+                f"{', '.join(sorted(more))}; give them there too, as null"
+            )
 
 
 def _embedded(image: Image.Image) -> dict[str, Any]:

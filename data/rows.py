@@ -5,6 +5,7 @@ A row is a dict as data/README.md describes it. `read_rows` adds `origin`: `{"fi
 Files are read row by row when a row is asked for, so a set may be larger than memory.
 """
 
+import json
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -211,6 +212,12 @@ def _from(table: Table, name: str, split: str | None, root: str | Path | None) -
 
 
 def _split_of(meta: Any) -> str | None:
+    """`meta.split`, also where a table stored meta as JSON text."""
+    if isinstance(meta, str):
+        try:
+            meta = json.loads(meta)
+        except ValueError:
+            return None  # make_sample refuses the row and says so
     return meta.get("split") if isinstance(meta, Mapping) else None
 
 

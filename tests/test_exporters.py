@@ -1,6 +1,7 @@
 """Exports read back by our own importers, and the teacher's side never enters the prompt."""
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -54,3 +55,30 @@ def test_a_parquet_file_of_rows_holds_its_pictures(tmp_path, sample) -> None:
     back = make_sample(read_rows(tmp_path / "x.parquet")[0], ["captions"])
     assert back.plain.images[0].tobytes() == sample.plain.images[0].tobytes()
     assert back.privileged.context == "captions:\nc"
+
+
+def test_rows_of_other_keys_share_a_parquet_file_and_its_row_groups_are_small(tmp_path) -> None:
+    picture = Image.new("RGB", (8, 6), "red")
+    rows = [
+        {"uid": str(n), "images": [picture], "question": f"{n} ?", "choices": None,
+         "annotations": {"captions": ["c"]} if n % 2 else {"boxes": [{"bbox": [1, 1, 2, 2]}]},
+         "meta": {"split": "test" if n > 200 else "train"}}
+        for n in range(250)
+    ]  # fmt: skip
+    assert write_parquet(map(with_bytes, rows), tmp_path / "x.parquet") == 250
+    assert pq.ParquetFile(tmp_path / "x.parquet").num_row_groups == 3
+    test = read_rows(tmp_path / "x.parquet", split="test")
+    assert [row["uid"] for row in test] == [str(n) for n in range(201, 250)]
+    sample = make_sample(test[0], ["captions", "boxes"])
+    assert sample.privileged.context == "captions:\nc"
+    assert sample.plain.images[0].getpixel((2, 2)) == (255, 0, 0)
+    assert datasets.Dataset.from_parquet(str(tmp_path / "x.parquet"))[3]["images"][0].size == (8, 6)
+
+
+def test_columns_or_types_that_come_late_are_refused_not_dropped(tmp_path) -> None:
+    rows = [{"uid": str(n), "question": "?"} for n in range(120)]
+    with pytest.raises(ValueError, match=r"row 111 has columns that the first 100 rows lack: new"):
+        write_parquet([*rows[:110], {**rows[110], "new": 1}], tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="values of other types"):
+        write_parquet([*rows[:110], {**rows[110], "question": [1]}], tmp_path / "x.parquet")
+    assert not (tmp_path / "x.parquet").exists()

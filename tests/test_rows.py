@@ -1,11 +1,18 @@
 """Rows from every source: the same content, uids, places for errors, and clear refusals."""
 
+import contextlib
+import gzip
+import io
 import json
+import tarfile
 
 import datasets
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from dopd_vlm.data import tables
 from dopd_vlm.data.rows import Rows, read_rows
 from dopd_vlm.data.views import make_sample
 
@@ -171,7 +178,75 @@ def test_sources_that_are_none_say_what_is_needed(tmp_path) -> None:
         read_rows(tmp_path / "r.csv")
     with pytest.raises(ValueError, match="no readable Parquet"):
         read_rows(tmp_path / "broken.parquet")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"holds neither metadata\.jsonl nor"):
-        read_rows(tmp_path)
+        read_rows(tmp_path / "empty")
     with pytest.raises(ValueError, match="no file or folder"):
         read_rows(tmp_path / "absent.jsonl")
+
+
+def test_shards_of_a_folder_are_one_set_and_their_names_tell_the_split(tmp_path) -> None:
+    for name, uids in {"train-0": "ab", "train-1": "c", "test-0": "d"}.items():
+        table = datasets.Dataset.from_list([{"uid": uid, "question": "?"} for uid in uids])
+        table.to_parquet(str(tmp_path / f"{name}.parquet"))
+    assert [row["uid"] for row in read_rows(tmp_path)] == ["d", "a", "b", "c"]
+    assert [row["uid"] for row in read_rows(tmp_path, split="train")] == ["a", "b", "c"]
+
+
+def test_parquet_of_large_row_groups_gives_the_same_rows(tmp_path, monkeypatch) -> None:
+    path = sources(tmp_path, plain_rows(tmp_path))["parquet of bytes"][0]
+    small = list(read_rows(path))
+    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", 0)
+    assert isinstance(tables.parquet_table([path]), tables.HubTable)
+    assert list(read_rows(path)) == small
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as tar:
+        for entry, data in members:
+            entry = tarfile.TarInfo(entry) if isinstance(entry, str) else entry
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def link_named(name):
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("../x.png", b"")], "named outside the archive"),
+        ([("/x.png", b"")], "named outside the archive"),
+        ([(link_named("x.png"), b"")], "is no plain file"),
+        ([("x.json", b"{")], "is not JSON"),
+        ([("x.json", b"[1]")], "must be an object, got list"),
+        ([("x.json", b'{"a": "\xe9"}')], "is not UTF-8"),
+        ([("x.png", b""), ("y.png", b""), ("x.png", b"")], "rows 1 and 3 both have the uid 'x'"),
+    ],
+)
+def test_shards_with_bad_members_are_refused(tmp_path, members, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_rows(tar_of(tmp_path / "s.tar", members))
+
+
+def test_compressed_and_cut_shards_are_refused(tmp_path) -> None:
+    path = tar_of(tmp_path / "s.tar", [("x.json", b'{"question": "' + b"a" * 4000 + b'"}')])
+    (tmp_path / "z.tar").write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"no uncompressed tar.*decompress a \.tar\.gz first"):
+        read_rows(tmp_path / "z.tar")
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cut off|no uncompressed tar"):
+        read_rows(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=80))
+def test_any_bytes_as_jsonl_are_rows_or_a_value_error(tmp_path_factory, data) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_bytes(data)
+    with contextlib.suppress(ValueError):
+        assert all(isinstance(row, dict) for row in read_rows(path))

@@ -75,7 +75,7 @@ def accuracy_figures(run: RunRecord) -> list[Figure]:
     made = [
         Figure(
             key=f"accuracy-{task}", title=f"Accuracy: {task}",
-            data=_accuracy_traces(run, task), layout=_axes("step", "accuracy", percent=True),
+            data=_accuracy_traces(run, task), layout=axes("step", "accuracy", percent=True),
         )
         for task in tasks
     ]  # fmt: skip
@@ -119,7 +119,7 @@ def training_accuracy(run: RunRecord) -> Figure:
     ]  # fmt: skip
     return Figure(
         key="training", title="Accuracy on training prompts", data=data,
-        layout=_axes("step", "accuracy", percent=True),
+        layout=axes("step", "accuracy", percent=True),
         missing="no scorer of answers was given to the run",
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def regime_loss(run: RunRecord) -> Figure:
         data += line("mean divergence", run.series("divergence/all"), BLUE)
     return Figure(
         key="loss", title="Loss by regime", data=data,
-        layout=_axes("step", "nats, log scale", log=True),
+        layout=axes("step", "nats, log scale", log=True),
     )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def regime_shares(run: RunRecord) -> Figure:
                 traces[-1] |= {"type": "bar", "marker": {"color": PAINTS[regime].fill}}
     return Figure(
         key="shares", title="Regime shares", data=traces,
-        layout={**_axes("step", "share of tokens", percent=True), "barmode": "stack"},
+        layout={**axes("step", "share of tokens", percent=True), "barmode": "stack"},
         missing="the method does not route by gap, or no step was taken",
     )  # fmt: skip
 
@@ -179,7 +179,7 @@ def entropy_and_length(run: RunRecord) -> Figure:
         )
         if step is not None
     ]
-    layout = _axes("step", "entropy, nats", tozero=True)
+    layout = axes("step", "entropy, nats", tozero=True)
     layout["yaxis"] |= {"domain": [0.56, 1]}
     layout["yaxis2"] = {
         "title": {"text": "tokens"},
@@ -226,7 +226,7 @@ def phase_times(run: RunRecord) -> Figure:
             traces[-1] |= {"type": "bar", "marker": {"color": colour}}
     return Figure(
         key="time", title="Seconds of a step", data=traces,
-        layout={**_axes("step", "seconds", tozero=True), "barmode": "stack"},
+        layout={**axes("step", "seconds", tozero=True), "barmode": "stack"},
     )  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def memory(run: RunRecord) -> Figure:
     ]
     return Figure(
         key="memory", title="Memory", data=data,
-        layout=_axes("step", "GiB", tozero=True),
+        layout=axes("step", "GiB", tozero=True),
     )  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def optimizer(run: RunRecord) -> Figure:
         *line("gradient norm", run.series("optim/grad_norm"), BLUE),
         *line("learning rate", run.series("optim/learning_rate"), RED, yaxis="y2"),
     ]
-    layout = _axes("step", "gradient norm", tozero=True)
+    layout = axes("step", "gradient norm", tozero=True)
     layout["yaxis2"] = {
         "title": {"text": "learning rate"}, "overlaying": "y", "side": "right", "showgrid": False,
         "rangemode": "tozero", "tickformat": ".1e", "nticks": 5,
@@ -284,9 +284,10 @@ def _mark(step: int, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return shape, note
 
 
-def _axes(
+def axes(
     x: str, y: str, *, percent: bool = False, tozero: bool = False, log: bool = False
 ) -> dict[str, Any]:
+    """Layout of both axes with their titles and units."""
     vertical: dict[str, Any] = {"title": {"text": y}}
     if percent:
         vertical |= {"range": [0, 1.02], "tickformat": ".0%"}

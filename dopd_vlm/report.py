@@ -9,16 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dopd_vlm.config import DataConfig, ModelConfig, RunConfig, to_yaml
 from dopd_vlm.figures import Figure, run_figures
 from dopd_vlm.histogram_figures import histogram_figures
+from dopd_vlm.recipe_diff import recipe_difference
 from dopd_vlm.run_record import RunRecord, read_run
 from dopd_vlm.token_page import asset, safe_json, token_map_html
-from dopd_vlm.trackers import flatten
 
 REPORT_FILE = "report.html"
-PLACES = ("name", "output_dir", "resume")
-"""Recipe fields that say where a run writes, not what it does."""
 MOST_REASONS = 20
 
 
@@ -155,27 +152,6 @@ def again(run: RunRecord) -> str:
     """A command that repeats the run under another name."""
     recipe = shlex.quote(str(run.path / "config.yaml"))
     return f"python scripts/train.py {recipe} name={shlex.quote(run.name)}_again resume=false"
-
-
-def recipe_difference(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{section.field: value} of what differs from a recipe that names models and data only."""
-    default = flatten(default_tree())
-    return {
-        name: value
-        for name, value in flatten(config).items()
-        if name not in PLACES and value != default.get(name)
-    }
-
-
-@functools.cache
-def default_tree() -> Mapping[str, Any]:
-    """The tree of a RunConfig with all defaults."""
-    import yaml
-
-    bare = RunConfig(
-        student=ModelConfig(path=""), teacher=ModelConfig(path=""), data=DataConfig(train="")
-    )
-    return yaml.safe_load(to_yaml(bare))
 
 
 def facts(values: Mapping[str, Any]) -> str:

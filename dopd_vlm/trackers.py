@@ -8,7 +8,7 @@ import contextlib
 import importlib.util
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 from accelerate import Accelerator
 
 from dopd_vlm.config import RunConfig, to_yaml
+from dopd_vlm.recipe_diff import flatten
 
 PROJECT = "dopd_vlm"
 
@@ -52,17 +53,6 @@ def flat_config(config: RunConfig) -> dict[str, Any]:
         name: value if isinstance(value, bool | int | float | str) else str(value)
         for name, value in flatten(yaml.safe_load(to_yaml(config))).items()
     }
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def log_token_maps(accelerator: Accelerator, page: str, text: str, step: int) -> None:

@@ -1,27 +1,97 @@
 """The page of a run, or of several runs side by side, from their run folders alone.
 
-    python scripts/report.py runs/a                              # runs/a/report.html
-    python scripts/report.py runs/a runs/b --out cmp.html        # two to eight runs
-    python scripts/report.py runs/a --figure routing.svg         # a still picture (svg, pdf or png)
+python scripts/report.py runs/a                              # runs/a/report.html
+python scripts/report.py runs/a runs/b --out cmp.html        # two to eight runs
+python scripts/report.py runs/a --figure routing.svg         # a still picture: svg, pdf or png
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dopd_vlm.comparison import write_comparison
 from dopd_vlm.report import write_report
+from dopd_vlm.still import write_still
+
+if TYPE_CHECKING:
+    from dopd_vlm.eval.results import Results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for what the command line or a folder gets wrong."""
     options = _parser().parse_args(arguments)
     try:
-        print(write_report(options.runs[0], options.out))
+        print(_write(options))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _write(options: argparse.Namespace) -> Path:
+    if options.figure:
+        if len(options.runs) > 1:
+            raise ValueError("--figure draws one run; give one run folder")
+        return write_still(options.runs[0], options.figure, probe=options.probe, step=options.step)
+    if len(options.runs) == 1:
+        return write_report(options.runs[0], options.out)
+    if options.out is None:
+        raise ValueError("several runs need --out FILE.html for their common page")
+    return write_comparison(options.runs, options.out, final_scores(options.runs))
+
+
+def final_scores(run_dirs: Sequence[Path]) -> list[dict[str, str]]:
+    """Accuracy of every run at its last evaluation, and its paired difference from the first run.
+
+    Differences only where both answered the same questions.
+    """
+    from build import last_evaluation  # here: pages and pictures of one run need no benchmarks
+
+    lines = []
+    evaluations = [last_evaluation(path) for path in run_dirs]
+    baseline = {(r.name, r.view): r for r in evaluations[0][1]}
+    names = dict.fromkeys((r.name, r.view) for _, results in evaluations for r in results)
+    for task, view in names:
+        for path, (step, results) in zip(run_dirs, evaluations, strict=True):
+            one = next((r for r in results if (r.name, r.view) == (task, view)), None)
+            if one is None:
+                continue
+            line = {
+                "task": task,
+                "view": view,
+                "run": path.name,
+                "step": str(step),
+                "n": str(one.n),
+            }
+            line["accuracy, %"] = f"{100 * one.accuracy:.1f} +- {100 * one.stderr:.1f}"
+            first = None if path is run_dirs[0] else baseline.get((task, view))
+            lines.append(line | paired(one, first))
+    return lines
+
+
+def paired(one: "Results", first: "Results | None") -> dict[str, str]:
+    """The columns that compare a run with the first one."""
+    from dopd_vlm.eval.stats import mcnemar, paired_difference
+
+    columns: dict[str, str] = dict.fromkeys(
+        ("minus first, %", "p (paired)", "only this / only first", "p (McNemar)"), ""
+    )
+    if first is None:
+        return columns
+    if one.per_question.keys() != first.per_question.keys():
+        return columns | {"minus first, %": "other questions"}
+    found = paired_difference(one.per_question, first.per_question, one.clusters or None)
+    columns |= {
+        "minus first, %": f"{100 * found.value:+.1f} +- {100 * found.stderr:.1f}",
+        "p (paired)": f"{found.p_value:.3g}",
+    }
+    if {*one.per_question.values(), *first.per_question.values()} <= {0.0, 1.0}:
+        test = mcnemar(one.per_question, first.per_question)
+        columns["only this / only first"] = f"{test.only_a} / {test.only_b}"
+        columns["p (McNemar)"] = f"{test.p_value:.3g}"
+    return columns
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--out", type=Path, help="where the page goes")
+    parser.add_argument("--out", type=Path, help="where the page goes; RUN/report.html for one run")
+    parser.add_argument(
+        "--figure", type=Path, help="write a still picture instead: svg, pdf or png"
+    )
+    parser.add_argument("--probe", type=int, default=1, help="of the picture: which probe, from 1")
+    parser.add_argument("--step", type=int, help="of the picture: which step; the last by default")
     return parser
 
 

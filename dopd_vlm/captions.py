@@ -47,7 +47,40 @@ CAPTIONS = {
         "keeps climbing."
     ),
     "curve": (
-        "One colour a run, or a group of runs that differ in their seed only, with a band from the lowest to the "
-        "highest of them: look at lines whose bands do not touch; bad is a difference that is smaller than a band."
+        "Share of right answers on held-out questions: higher is better; bad is a curve that turns down."
     ),
-}  # fmt: skip
+    "curve-rollout-accuracy": (
+        "Right answers among the sampled completions: higher is better, and a sampled score lies below the greedy one; "
+        "bad is a run that stays at its start."
+    ),
+    "curve-probe-plain_accuracy": (
+        "Greedy answers to training prompts: bad is a rise here without one on held-out questions."
+    ),
+    "curve-probe-privileged_accuracy": (
+        "The same with privilege: bad is a fall, for a live self-target then teaches errors."
+    ),
+    "curve-loss": (
+        "What each run minimises: comparable within one method only; bad is a line that rises or jumps."
+    ),
+    "curve-divergence-all": (
+        "Mean divergence before weighting: comparable between runs with the same routes; bad is a rise."
+    ),
+    "curve-entropy-student": (
+        "How undecided the student is: bad is a run that drops to nothing while the others do not."
+    ),
+    "curve-rollout-length": (
+        "Tokens of a completion: bad is a run whose answers become much shorter or longer than the others'."
+    ),
+    "curve-share-ht": (
+        "Share of tokens that get deep teaching: bad is none at all, for the teacher then adds nothing."
+    ),
+    "curve-threshold-gap": (
+        "What counts as a high gap, in nats: bad is about 0, for teacher and self-target are then the same."
+    ),
+    "curve-optim-grad_norm": (
+        "Before clipping: bad are spikes that one run has and the others do not."
+    ),
+    "curve-time-step_total": (
+        "Cost of a step: compare runs on the same machine only; bad is a climb."
+    ),
+}

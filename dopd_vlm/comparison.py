@@ -29,6 +29,11 @@ CURVES = {
 }
 """Compared metrics beside the benchmarks: title and unit."""
 
+HOW_TO_READ = (
+    "One colour a run, or a group of runs that differ in their seed only; the line is their mean, the band goes "
+    "from the lowest to the highest: trust differences that are larger than the bands."
+)
+
 Score = Mapping[str, str]
 """One line of the table of scores: column -> text, the same columns in every line."""
 
@@ -66,7 +71,7 @@ def comparison_page(runs: Sequence[RunRecord], scores: Sequence[Score] = ()) -> 
         if scores
         else "<p>No run holds an evaluation: set evaluation.tasks.</p>",
         "What differs": differences(runs),
-        "Curves": figure_grid(curves(groups)),
+        "Curves": f"<p>{HOW_TO_READ}</p>{figure_grid(curves(groups))}",
         "Runs": _table([{"run": run.name, **_state(run)} for run in runs]),
     }
     return page(title, intro, sections)

@@ -15,6 +15,7 @@ from rich.text import Text
 from dopd_vlm.palette import PAINTS
 from dopd_vlm.types import Regime
 
+PANEL_WIDTH = 84
 BAR_WIDTH = 40
 """Characters of the regime bar."""
 MOST_LINES = 200
@@ -160,13 +161,14 @@ class RunView:
             grid.add_row("", regime_legend(self._metrics))
         if self._metrics:
             grid.add_row("student", _joined(facts, "entropy", "length", "speed"))
-            grid.add_row("seconds", facts["time"].replace("s ", "  ").removesuffix("s"))
+            grid.add_row("time", facts["time"])
         if facts["memory"]:
             grid.add_row("memory", facts["memory"])
+        width = min(PANEL_WIDTH, self._console.width)
         if self._status:
             grid.add_row("now", Text(self._status, style="italic"))
         return Panel(
-            Group(self._progress(), grid), title=Text(self._title), title_align="left", width=84
+            Group(self._progress(), grid), title=Text(self._title), title_align="left", width=width
         )
 
     def _progress(self) -> RenderableType:

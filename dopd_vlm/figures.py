@@ -38,8 +38,8 @@ class Figure:
 
     @property
     def caption(self) -> str:
-        """How to read it and what bad looks like."""
-        return CAPTIONS[self.key.partition("-")[0]]
+        """How to read it and what bad looks like: that of the key, or of its part before the dash."""
+        return CAPTIONS.get(self.key) or CAPTIONS[self.key.partition("-")[0]]
 
 
 def run_figures(run: RunRecord) -> list[Figure]:
@@ -56,13 +56,15 @@ def run_figures(run: RunRecord) -> list[Figure]:
     ]
 
 
-def line(name: str, series: Series, colour: str, **options: Any) -> list[Trace]:
-    """A curve; a long noisy one faintly, with its running mean on top."""
+def line(
+    name: str, series: Series, colour: str, *, smooth: bool = True, **options: Any
+) -> list[Trace]:
+    """A curve; a long one faintly, with its running mean on top, if it is to be smoothed."""
     style = {"color": colour, "width": 2, **options.pop("line", {})}
     base = {"type": "scatter", "mode": "lines", "x": series.steps, **options}
     if len(series.steps) < 3:
         base["mode"] = "lines+markers"
-    if len(series.steps) <= 3 * SMOOTH:
+    if not smooth or len(series.steps) <= 3 * SMOOTH:
         return [{**base, "name": name, "y": series.values, "line": style}] if series else []
     faint = {**base, "y": series.values, "line": {**style, "width": 1}, "opacity": 0.3}
     mean = {**base, "y": running_mean(series.values, SMOOTH), "line": style, "name": name}
@@ -72,13 +74,17 @@ def line(name: str, series: Series, colour: str, **options: Any) -> list[Trace]:
 def accuracy_figures(run: RunRecord) -> list[Figure]:
     """One plot a task: student over training in both views with error bars, the teacher as lines."""
     tasks = dict.fromkeys(name.split("/")[1] for name in run.names("eval/", "/accuracy"))
+    layout = axes("step", "accuracy", percent=True)
+    layout["xaxis"]["rangemode"] = "normal"  # room for the error bars of step 0
     made = [
         Figure(
-            key=f"accuracy-{task}", title=f"Accuracy: {task}",
-            data=_accuracy_traces(run, task), layout=axes("step", "accuracy", percent=True),
+            key=f"accuracy-{task}",
+            title=f"Accuracy: {task}",
+            data=_accuracy_traces(run, task),
+            layout=layout,
         )
         for task in tasks
-    ]  # fmt: skip
+    ]
     if made:
         return made
     why = "the run has no evaluation: set evaluation.tasks in the recipe"
@@ -181,6 +187,7 @@ def entropy_and_length(run: RunRecord) -> Figure:
     ]
     layout = axes("step", "entropy, nats", tozero=True)
     layout["yaxis"] |= {"domain": [0.56, 1]}
+    layout["xaxis"]["anchor"] = "y2"
     layout["yaxis2"] = {
         "title": {"text": "tokens"},
         "domain": [0, 0.44],
@@ -246,7 +253,7 @@ def optimizer(run: RunRecord) -> Figure:
     """Learning rate and gradient norm."""
     data = [
         *line("gradient norm", run.series("optim/grad_norm"), BLUE),
-        *line("learning rate", run.series("optim/learning_rate"), RED, yaxis="y2"),
+        *line("learning rate", run.series("optim/learning_rate"), RED, smooth=False, yaxis="y2"),
     ]
     layout = axes("step", "gradient norm", tozero=True)
     layout["yaxis2"] = {

@@ -89,7 +89,7 @@ def _density(record: Record) -> list[Trace]:
             "z": [[math.log10(1 + count) if count else None for count in row] for row in counts],
             "customdata": [[count / total for count in row] for row in counts],
             "hovertemplate": "q_S %{x:.2f}, q_T %{y:.2f}: %{customdata:.2%} of the tokens<extra></extra>",
-            "colorscale": "Greys", "reversescale": False, "showscale": False,
+            "colorscale": [[0, "#c6dbef"], [1, "#08306b"]], "showscale": False,
         },
         {
             "type": "scatter", "mode": "lines", "x": borders_x, "y": borders_y, "hoverinfo": "skip",
@@ -122,11 +122,17 @@ def borders(threshold: Record) -> tuple[list[float | None], list[float | None]]:
 
 
 def _names() -> list[dict[str, Any]]:
-    places = {"HT": (0.08, 0.93), "HS": (0.92, 0.07), "LH": (0.95, 0.97), "LL": (0.1, 0.1)}
+    """The regimes' names; an arrow leads to the two that may be narrow, from (right, down) pixels off."""
+    places = {
+        "HT": (0.15, 0.82, 0, 0),
+        "HS": (0.82, 0.15, 0, 0),
+        "LH": (0.96, 0.96, -70, 45),
+        "LL": (0.06, 0.06, 30, -75),
+    }
     return [
         {
-            "x": x, "y": y, "text": f"<b>{name}</b>", "showarrow": False, "font": {"size": 14},
-            "bgcolor": "rgba(255,255,255,.8)",
+            "x": x, "y": y, "text": f"<b>{name}</b>", "showarrow": bool(right), "ax": right, "ay": down,
+            "font": {"size": 14}, "bgcolor": "rgba(255,255,255,.85)",
         }
-        for name, (x, y) in places.items()
+        for name, (x, y, right, down) in places.items()
     ]  # fmt: skip

@@ -93,7 +93,7 @@ def _draw(run: RunRecord, probe: Record, shown: Record) -> Any:
 
     cells = [cell for cell in token_cells(shown["tokens"]) if cell[0] < MOST_LINES]
     completion = LINE_HEIGHT * (1 + max((cell[0] for cell in cells), default=0)) + 0.35
-    heights = [2.3, completion, 2.1]
+    heights = [2.3, completion, 1.6]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.5), layout="constrained")
     rows = figure.add_gridspec(3, 1, height_ratios=heights)
     top = rows[0].subgridspec(1, 4, width_ratios=[1, 1, 1.6, 1.9])
@@ -126,6 +126,8 @@ def _words(axes: Any, probe: Record) -> None:
     axes.axis("off")
     context = probe["privileged"]["context"] or "(nothing in words)"
     lines = [
+        *textwrap.wrap(probe["question"], 34),
+        "",
         "only the targets read:",
         *(line for part in context.splitlines() for line in textwrap.wrap(part, 34) or [""]),
     ]
@@ -182,6 +184,7 @@ def _shares(axes: Any, run: RunRecord, step: int) -> None:
     axes.axvline(step, color="black", linestyle="--", linewidth=1)
     axes.set_xlim(min(series[0].steps), max(*series[0].steps, step))
     axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_xlabel("step")
 
 

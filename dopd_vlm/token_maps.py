@@ -35,12 +35,13 @@ LONGEST_SIDE = 480
 def probe_record(encoded: EncodedSample) -> dict[str, Any]:
     """What a page shows of a sample: uid, answer, and of both views the prompt and the pictures.
 
-    {"uid", "answer", "plain": {"text", "images": [data URI], "context"}, "privileged": {...}}
+    {"uid", "question", "answer", "plain": {"text", "images": [data URI], "context"}, "privileged": {...}}
     """
     sample = encoded.sample
     views: tuple[ViewName, ...] = ("plain", "privileged")
     return {
         "uid": sample.uid,
+        "question": sample.question,
         "answer": sample.answer,
         **{
             view: {

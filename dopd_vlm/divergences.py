@@ -215,7 +215,7 @@ def _ordered(rows: Tensor, ids: Tensor | None = None) -> Tensor:
     return ids.gather(-1, order)
 
 
-def _folded_top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _folded_top(rows: Tensor, k: int, *, is_sorted: bool = True) -> tuple[Tensor, Tensor]:
     """torch.topk of rows [C, V], reading V once.
 
     The k greatest entries lie in the k blocks with the greatest maxima, so that only these blocks
@@ -224,12 +224,14 @@ def _folded_top(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     stride = rows.shape[-1] // FOLD
     if stride <= k:
-        return rows.topk(k, -1)
+        return rows.topk(k, -1, sorted=is_sorted)
     whole = FOLD * stride
-    _, blocks = _folded_top(rows[:, :whole].unflatten(-1, (FOLD, stride)).amax(1), k)
+    maxima = rows[:, :whole].unflatten(-1, (FOLD, stride)).amax(1)
+    _, blocks = _folded_top(maxima, k, is_sorted=False)
     starts = torch.arange(0, whole, stride, device=rows.device)
     ids = (blocks[:, None, :] + starts[:, None]).flatten(1)
-    rest = torch.arange(whole, rows.shape[-1], device=rows.device).expand(len(rows), -1)
-    ids = torch.cat([ids, rest], -1)
-    values, at = rows.gather(-1, ids).topk(k, -1)
+    if whole < rows.shape[-1]:
+        rest = torch.arange(whole, rows.shape[-1], device=rows.device).expand(len(rows), -1)
+        ids = torch.cat([ids, rest], -1)
+    values, at = rows.gather(-1, ids).topk(k, -1, sorted=is_sorted)
     return values, ids.gather(-1, at)

@@ -15,11 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from .divergences import top_k_ids
 from .heads import Head, Softmax, hidden_grad, logits_, rows_in_cache, softcap_slope
+from .partition import partition
 from .row_gradients import (
     RowResult,
     full_,
     on_support_,
-    partition,
     sampled_slopes,
     support_slopes,
 )
@@ -117,10 +117,14 @@ class _RoutedSum(torch.autograd.Function):
         # The gradients are given away without a copy, so that a [V, H] buffer exists once; a
         # second backward through the same graph computes them again.
         grads, ctx.grads = ctx.grads or _grads(ctx.plan, inputs[0], ctx.wants), None
+        # Of a plain loss.backward() it is 1; to see that on a GPU would cost more than the product.
+        is_one = upstream[0].device.type == "cpu" and float(upstream[0]) == 1.0
         out = []
         for of in inputs:
             grad = grads.pop(0)
-            out.append(None if grad is None else grad.mul_(upstream[0]).to(of.dtype).view_as(of))
+            if grad is not None and not is_one:
+                grad.mul_(upstream[0])
+            out.append(None if grad is None else grad.to(of.dtype).view_as(of))
         return (*out, None, None)
 
 
@@ -138,7 +142,7 @@ class _Work:
         self.hidden = hidden.detach().flatten(0, 1)
         num_rows, width, device = len(plan.positions), plan.softmax.width, hidden.device
         new = self.hidden.new_zeros
-        self.value, self.entropy = new((2, num_rows), dtype=plan.dtype).unbind()
+        self.value, self.entropy, self.factor = new((3, num_rows), dtype=plan.dtype).unbind()
         shapes = (self.hidden.shape, plan.head.weight.shape, plan.head.weight.shape[:1])
         self.grads = [
             new(shape, dtype=plan.dtype) if want else None
@@ -148,9 +152,7 @@ class _Work:
         empty = self.hidden.new_empty
         self.logits = empty((self.chunk_size, width), dtype=plan.dtype)
         is_deep = any(needs_target_logits(g.route) for g in plan.groups if len(g.rows))
-        # Half a chunk of target logits at a time: less memory, and hardly slower.
-        side = (self.chunk_size + 1) // 2 if is_deep else 0
-        self.target_logits = empty((side, width), dtype=plan.dtype)
+        self.target_logits = empty((self.chunk_size * is_deep, width), dtype=plan.dtype)
         lines = min(self.chunk_size, rows_in_cache(width, plan.dtype, device))
         self.scratch = empty((2 if is_deep else 1, lines, width), dtype=plan.dtype)
 
@@ -180,22 +182,16 @@ class _Work:
             logits /= plan.softmax.temperature
         sizes = [len(part.rows) for part in parts]
         for part, own in zip(parts, logits.split(sizes), strict=True):
-            self._part_(part, own)
+            rows_of = self._deep_ if needs_target_logits(part.group.route) else self._cached_
+            self._keep_(part.rows, rows_of(part, own))
         if slope is not None:
             logits *= slope
         self._accumulate_(rows, hidden, logits)
 
-    def _part_(self, part: _Part, logits: Tensor) -> None:
-        if not needs_target_logits(part.group.route):
-            self._keep_(part.rows, self._cached_(part, logits))
-            return
-        side = len(self.target_logits)
-        for rows, own in zip(part.rows.split(side), logits.split(side), strict=True):
-            self._keep_(rows, self._deep_(part.group, rows, own))
-
     def _keep_(self, rows: Tensor, result: RowResult) -> None:
         self.value[rows] = result.value.to(self.plan.dtype)
         self.entropy[rows] = result.entropy.to(self.plan.dtype)
+        self.factor[rows] = result.factor.to(self.plan.dtype)
 
     def _cached_(self, part: _Part, logits: Tensor) -> RowResult:
         route, support = part.group.route, part.group.support
@@ -205,8 +201,8 @@ class _Work:
         ids, logp = support.ids[at].long(), support.logp[at]
         return on_support_(logits, ids, logp, slopes, self.scratch[0])
 
-    def _deep_(self, group: Group, rows: Tensor, logits: Tensor) -> RowResult:
-        route, target_logits = group.route, self._target_logits_(group, rows)
+    def _deep_(self, part: _Part, logits: Tensor) -> RowResult:
+        route, target_logits = part.group.route, self._target_logits_(part.group, part.rows)
         if route.top_k is None or route.top_k >= self.plan.softmax.width:
             return full_(logits, target_logits, route, self.scratch)
         ids = top_k_ids(logits, route.top_k)
@@ -224,7 +220,7 @@ class _Work:
         plan = self.plan
         width, scale = plan.softmax.width, plan.head.logit_scale / plan.softmax.temperature
         # One factor per row, applied to the [C, H] side of each product: no pass over [C, V].
-        factor = plan.weights[rows, None] * scale
+        factor = (plan.weights[rows] * self.factor[rows])[:, None] * scale
         grad_hidden, grad_weight, grad_bias = self.grads
         if grad_hidden is not None:
             grad_hidden[plan.positions[rows]] = hidden_grad(grad_logits, plan.head) * factor

@@ -2,10 +2,10 @@
 
 Shapes: C rows, L rows that fit the cache, V vocabulary, K support. In: student logits [C, V], already
 divided by the loss temperature. Out: the value [C] in nats; the logits buffer then holds d value / d
-logits. The formulas are those of divergences.py, differentiated; tests hold the two together.
+logits but for one factor per row, which costs nothing on the [C, H] side of a product. The formulas are
+those of divergences.py, differentiated; tests hold the two together.
 
-Element-wise work goes through the L rows of a scratch buffer, so that a pass over V reads the cache and not
-the memory. Sums over V are taken in the dtype of the logits, what is left after them in float64.
+Element-wise work goes through the L rows of a scratch buffer, as in partition.py.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from . import divergences
+from .partition import exponentials_, partition_of
 from .types import Route
 
 Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Log-probs of student and target, [C, K + 1] each, last the rest -> value [C], slope [C, K + 1]."""
-LEAST_SUM, GREATEST_SUM = 1e-20, 1e30
-"""Sums of unshifted exponentials in this range lose nothing to under- or overflow in float32."""
-LEAST_REST = 1e-38
-"""Stands for the mass outside a support where it underflows, so that its logarithm is finite."""
 MAX_LOG_RATIO = 80.0
 """exp of it fits float32; the smaller of two probabilities so far apart adds nothing to a JSD."""
 
@@ -35,6 +32,8 @@ class RowResult:
     """float64 [C] divergence, nats."""
     entropy: Tensor
     """float64 [C] entropy of the student, nats."""
+    factor: Tensor
+    """float64 [C] by which the rows that are left in the buffer are to be multiplied."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,68 +60,6 @@ def dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
     return torch.mul(a, b, out=scratch).sum(-1, keepdim=True)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Partition:
-    """The softmax of rows, taken apart into a support and the rest; float64."""
-
-    logp: Tensor
-    """[C, K + 1]; last: all tokens outside the support together"""
-    total: Tensor
-    """[C, 1] sum of exp(logits - shift); the shift is 0 or the greatest logit"""
-    normaliser: Tensor
-    """[C, 1] log sum exp(logits)"""
-
-
-def exponentials_(logits: Tensor, ids: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Leaves e = exp(logits - shift) in out, 0 at ids [L, K]; returns its sum and the shift [L, 1].
-
-    The shift costs two passes; on CPU it is left out (None) unless the sum then leaves its range (on a
-    GPU, looking at the sum would cost more).
-    """
-    if logits.device.type == "cpu":
-        total = _sum_outside_(torch.exp(logits, out=out), ids)
-        low, high = total.aminmax()
-        if float(low) >= LEAST_SUM and float(high) <= GREATEST_SUM:
-            return total, None
-    shift = logits.amax(-1, keepdim=True)
-    return _sum_outside_(torch.sub(logits, shift, out=out).exp_(), ids), shift
-
-
-def _sum_outside_(exponentials: Tensor, ids: Tensor | None) -> Tensor:
-    if ids is not None:
-        exponentials.scatter_(-1, ids, 0.0)
-    return exponentials.sum(-1, keepdim=True)
-
-
-def partition(logits: Tensor, ids: Tensor, scratch: Tensor) -> Partition:
-    """The softmax of rows [C, V] by ids [C, K]; scratch: [L, V]."""
-    picked, size = logits.gather(-1, ids), len(scratch)
-    sums = [
-        exponentials_(lines, at, scratch[: len(lines)])
-        for lines, at in zip(logits.split(size), ids.split(size), strict=True)
-    ]
-    return _partition(picked, sums)
-
-
-def _partition(picked: Tensor, sums: list[tuple[Tensor, Tensor | None]]) -> Partition:
-    """picked: logits [C, K] of the support; sums: what exponentials_ returned, block by block."""
-    picked = picked.double()
-    # A sum over the rest alone: 1 - mass would be noise where the support holds nearly everything.
-    rest = torch.cat([total for total, _ in sums]).double()
-    shift = torch.cat([torch.zeros_like(t) if at is None else at for t, at in sums]).double()
-    total = rest + (picked - shift).exp().sum(-1, keepdim=True)
-    normaliser = total.log() + shift
-    rest_logp = (rest / total).clamp(min=LEAST_REST).log()
-    logp = torch.cat([picked - normaliser, rest_logp], -1)
-    return Partition(logp=logp, total=total, normaliser=normaliser)
-
-
-def log_normaliser(logits: Tensor, scratch: Tensor) -> Tensor:
-    """log sum_v exp(logits), float64.  [C, V] -> [C, 1]; scratch: [L, V]"""
-    no_ids = torch.empty(len(logits), 0, dtype=torch.int64, device=logits.device)
-    return partition(logits, no_ids, scratch).normaliser
-
-
 def full_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) -> RowResult:
     """A full-vocabulary divergence; uses up the target's logits. scratch: [2, L, V]."""
     size = scratch.shape[1]
@@ -131,6 +68,7 @@ def full_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) 
     return RowResult(
         value=torch.cat([result.value for result in results]),
         entropy=torch.cat([result.entropy for result in results]),
+        factor=torch.cat([result.factor for result in results]),
     )
 
 
@@ -149,8 +87,12 @@ def _full_lines_(logits: Tensor, target_logits: Tensor, route: Route, scratch: T
         out=logits,
     )
     kind = effective_divergence(route)
-    value = _jsd_(pair, route.beta) if kind == "jsd" else KLS[kind](pair)
-    return RowResult(value=value.double().squeeze(-1), entropy=entropy.squeeze(-1))
+    value, factor = _jsd_(pair, route.beta) if kind == "jsd" else KLS[kind](pair)
+    return RowResult(
+        value=value.double().squeeze(-1),
+        entropy=entropy.squeeze(-1),
+        factor=factor.double().squeeze(-1),
+    )
 
 
 def _normalised(sums: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -166,28 +108,28 @@ def effective_divergence(route: Route) -> str:
     return route.divergence
 
 
-def _forward_kl_(pair: _Pair) -> Tensor:
+def _forward_kl_(pair: _Pair) -> tuple[Tensor, Tensor]:
     """sum q (log q - log p); gradient p - q."""
     value = dot(pair.target, pair.log_ratio, pair.out) / pair.target_total
     torch.div(pair.student, pair.total, out=pair.out)
     pair.out.sub_(pair.target.div_(pair.target_total))
-    return value
+    return value, torch.ones_like(pair.total)
 
 
-def _reverse_kl_(pair: _Pair) -> Tensor:
+def _reverse_kl_(pair: _Pair) -> tuple[Tensor, Tensor]:
     """sum p (log p - log q); gradient p (log p - log q - value)."""
     value = -dot(pair.student, pair.log_ratio, pair.out) / pair.total
-    torch.add(pair.log_ratio, value, out=pair.out).mul_(pair.student).mul_(-1.0 / pair.total)
-    return value
+    torch.add(pair.log_ratio, value, out=pair.out).mul_(pair.student)
+    return value, -1.0 / pair.total
 
 
-KLS: dict[str, Callable[[_Pair], Tensor]] = {
+KLS: dict[str, Callable[[_Pair], tuple[Tensor, Tensor]]] = {
     "forward_kl": _forward_kl_,
     "reverse_kl": _reverse_kl_,
 }
 
 
-def _jsd_(pair: _Pair, beta: float) -> Tensor:
+def _jsd_(pair: _Pair, beta: float) -> tuple[Tensor, Tensor]:
     """beta KL(q || M) + (1 - beta) KL(p || M); gradient (1 - beta) p (log p - log M - KL(p || M)).
 
     log M - log p = log(1 - beta + beta q / p) needs no logarithm of a probability that underflows.
@@ -196,8 +138,8 @@ def _jsd_(pair: _Pair, beta: float) -> Tensor:
     cost = torch.exp(log_ratio, out=pair.out).mul_(beta).add_(1.0 - beta).log_()
     target_kl = log_ratio.sub_(cost).mul_(pair.target).sum(-1, keepdim=True) / pair.target_total
     student_kl = -dot(pair.student, cost, pair.target) / pair.total
-    cost.add_(student_kl).mul_(pair.student).mul_((beta - 1.0) / pair.total)
-    return beta * target_kl + (1.0 - beta) * student_kl
+    cost.add_(student_kl).mul_(pair.student)
+    return beta * target_kl + (1.0 - beta) * student_kl, (beta - 1.0) / pair.total
 
 
 def on_support_(
@@ -211,18 +153,26 @@ def on_support_(
     picked, size = logits.gather(-1, ids), len(scratch)
     sums, expected = [], []
     for lines, at in zip(logits.split(size), ids.split(size), strict=True):
-        outside = scratch[: len(lines)]
-        sums.append(exponentials_(lines, at, outside))
-        expected.append(lines.mul_(outside).sum(-1, keepdim=True))
-        lines.copy_(outside)
-    part = _partition(picked, sums)
+        own = scratch[: len(lines)]
+        sums.append(exponentials_(lines, at, own))
+        expected.append(lines.mul_(own).sum(-1, keepdim=True))
+        lines.copy_(own)
+    part = partition_of(picked, sums)
     inside, rest = part.logp.exp().split((ids.shape[1], 1), -1)
     expected = torch.cat(expected) / part.total + (inside * picked).sum(-1, keepdim=True)
     value, slope = slopes(part.logp, target_logp.double())
     slope_sum = slope.sum(-1, keepdim=True)
-    logits.mul_(((slope[:, -1:] / rest - slope_sum) / part.total).to(logits.dtype))
-    logits.scatter_(-1, ids, (slope[:, :-1] - inside * slope_sum).to(logits.dtype))
-    return RowResult(value=value, entropy=(part.normaliser - expected).squeeze(-1))
+    outside = slope[:, -1:] / rest - slope_sum
+    # Next to zero it is no factor to divide by; a gradient of eps^2 p in its place is lost in rounding.
+    least = torch.finfo(logits.dtype).eps ** 2
+    outside = torch.where(outside.abs() < least, least, outside)
+    factor = outside / part.total
+    logits.scatter_(-1, ids, ((slope[:, :-1] - inside * slope_sum) / factor).to(logits.dtype))
+    return RowResult(
+        value=value,
+        entropy=(part.normaliser - expected).squeeze(-1),
+        factor=factor.squeeze(-1),
+    )
 
 
 def support_slopes(route: Route) -> Slopes:

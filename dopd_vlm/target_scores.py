@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .divergences import top_k_ids
 from .heads import Head, Softmax, as_head, chunk_dtype, logits_, rows_in_cache
-from .row_gradients import log_normaliser, partition
+from .partition import log_normaliser, partition
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

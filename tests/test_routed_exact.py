@@ -1,5 +1,7 @@
 """The routed loss and its gradients against dense float64 autograd, over methods, shapes and dtypes."""
 
+from dataclasses import replace
+
 import pytest
 import reference
 import torch
@@ -11,6 +13,7 @@ from dopd_vlm.heads import Head
 from dopd_vlm.methods import METHODS
 from dopd_vlm.routed_loss import target_scores
 from dopd_vlm.routing import Thresholds
+from dopd_vlm.types import Regime
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -96,6 +99,18 @@ def test_a_tail_with_almost_no_mass():
     assert relative(output.per_token, exact_output.per_token) < 1e-6
     for ours, double in zip(grads, exact, strict=True):
         assert relative(ours, double) < 2e-6
+
+
+@pytest.mark.parametrize("tail", ["bucket", "renormalise", "truncate"])
+def test_routes_with_supports_of_different_size(tail):
+    """Pass 1 keeps the largest; a smaller one takes the left-out tokens into its rest."""
+    sizes = {Regime.LH: 3, Regime.LL: 7, Regime.HT: 6, Regime.HS: 2}
+    routes = METHODS["dopd"].routes
+    method = replace(
+        METHODS["dopd"],
+        routes={kind: replace(routes[kind], top_k=k, tail=tail) for kind, k in sizes.items()},
+    )
+    assert_equals_dense(Case(33), method, chunk_size=4)
 
 
 @pytest.mark.parametrize("shift", [-200.0, 200.0])

@@ -181,12 +181,22 @@ def batch_counts(state: TrainState, rollouts: Sequence[Rollout]) -> Counts:
 def _backward(
     state: TrainState, micro: MicroBatch, limits: Thresholds | None, counts: Counts
 ) -> LossOutput:
+    output = micro_batch_loss(state, micro, limits, counts)
+    _check_finite(state, micro, output)
+    output.loss.backward()
+    return output
+
+
+def micro_batch_loss(
+    state: TrainState, micro: MicroBatch, limits: Thresholds | None, counts: Counts
+) -> LossOutput:
+    """The routed loss of one micro-batch; gradient as the caller's mode says."""
     student, method = state.student, state.config.method
     batch = micro.batch.to(student.device)
     with state.accelerator.autocast():
         hidden = completion_hidden(student, batch)
     teacher, own = micro.teacher, micro.self_target
-    output = routed_loss(
+    return routed_loss(
         hidden,
         output_head(student),
         own.hidden if own else None,
@@ -205,9 +215,6 @@ def _backward(
         teacher_scores=teacher.scores if teacher else None,
         privileged_scores=own.scores if own else None,
     )
-    _check_finite(state, micro, output)
-    output.loss.backward()
-    return output
 
 
 def _check_finite(state: TrainState, micro: MicroBatch, output: LossOutput) -> None:

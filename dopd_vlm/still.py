@@ -162,8 +162,8 @@ def _completion(axes: Any, cells: Sequence[tuple[int, int, int, str]], shown: Re
     axes.set_ylim(lines, 0)
     for place, (row, column, width, text) in enumerate(cells):
         kind = shown["regime"][place] if shown["regime"] else None
-        fill = GREY if kind is None else PAINTS[Regime(kind)].fill
-        ink = "#000000" if kind is None else PAINTS[Regime(kind)].ink
+        paint = None if kind is None or kind < 0 else PAINTS[Regime(kind)]
+        fill, ink = (paint.fill, paint.ink) if paint else (GREY, "#000000")
         axes.add_patch(Rectangle((column - 0.2, row + 0.08), width + 0.4, 0.84, color=fill, lw=0))
         axes.text(
             column + width / 2, row + 0.5, text, ha="center", va="center", family="monospace", fontsize=9,

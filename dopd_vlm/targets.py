@@ -164,8 +164,13 @@ def _target(
     return Target(hidden=hidden, mask=batch.mask.cpu(), scores=scores)
 
 
-def batch_thresholds(state: TrainState, micro_batches: Sequence[MicroBatch]) -> Thresholds | None:
-    """Thresholds over every valid token of the optimizer batch, of all processes; None without a gap."""
+def batch_thresholds(
+    state: TrainState, micro_batches: Sequence[MicroBatch], *, is_alone: bool = False
+) -> Thresholds | None:
+    """Thresholds over every valid token of the optimizer batch, of all processes; None without a gap.
+
+    `is_alone` takes the tokens of this process only, without a word to the others.
+    """
     if not state.method.routes_by_gap:
         return None
     pairs = [torch.empty(0, 2, dtype=torch.float64, device=state.accelerator.device)]
@@ -175,7 +180,7 @@ def batch_thresholds(state: TrainState, micro_batches: Sequence[MicroBatch]) -> 
         both = [micro.teacher.scores.logp[mask], micro.self_target.scores.logp[mask]]
         pairs.append(torch.stack(both, -1).double())
     options, scores = state.config.method, torch.cat(pairs)
-    if options.threshold_scope == "batch":
+    if options.threshold_scope == "batch" and not is_alone:
         scores = gather_rows(state.accelerator, scores)
     if len(scores) == 0:  # a process without rows routes nothing
         return Thresholds(gap=math.inf, q_student=math.inf, q_teacher=math.inf)

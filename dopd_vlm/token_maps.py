@@ -17,13 +17,13 @@ from torch import Tensor
 from dopd_vlm.encode import collate
 from dopd_vlm.models import Policy, output_head
 from dopd_vlm.rollout import generate
-from dopd_vlm.routed_loss import LossOutput, routed_loss
-from dopd_vlm.routing import Thresholds, thresholds
+from dopd_vlm.routed_loss import LossOutput
+from dopd_vlm.routing import Thresholds
 from dopd_vlm.scores import completion_hidden
 from dopd_vlm.state import EncodedSample, TrainState
-from dopd_vlm.step import completion_text
+from dopd_vlm.step import Counts, completion_text, micro_batch_loss
 from dopd_vlm.target_scores import TargetScores, target_scores
-from dopd_vlm.targets import MicroBatch, score_targets
+from dopd_vlm.targets import MicroBatch, batch_thresholds, score_targets
 from dopd_vlm.types import Regime, Rollout, Sample, ViewName
 
 TOP = 5
@@ -87,9 +87,9 @@ def token_maps(
     Returns:
         One record a sample, in order: `uid`, `step`, `method`, `finish_reason`, `text`, `correct`
         or None, `threshold` (`gap`, `q_student`, `q_teacher`, `of`: "batch" or "probes") or None,
-        and lists with one entry a token: `tokens`, `regime` (0 LH, 1 LL, 2 HT, 3 HS, or None for
-        a method that does not route by gap), `loss` (unweighted divergence, nats), `weight` (of
-        the route), `q_plain`, `q_student`, `q_teacher` (probability of the token under the
+        and lists with one entry a token: `tokens`, `regime` (0 LH, 1 LL, 2 HT, 3 HS, -1 an outlier
+        that is left out; None for a method that does not route by gap), `loss` (unweighted
+        divergence, nats), `weight` (of the route), `q_plain`, `q_student`, `q_teacher` (probability of the token under the
         student's plain and privileged view and the teacher), `gap` = |log q_T - log q_S| (nats;
         None unless the teacher scores the privileged view), and `top`: {"student_plain",
         "student_privileged", "teacher"} -> a list of [token, probability] of the TOP best.
@@ -109,11 +109,14 @@ def token_maps(
         )
     micro_batches = score_targets(state, samples, rollouts)
     origin = "probes" if limits is None else "batch"
-    limits = limits or _own_thresholds(state, micro_batches)
-    threshold = None if limits is None else {**vars(limits), "of": origin}
+    limits = limits or batch_thresholds(state, micro_batches, is_alone=True)
+    counts = Counts(
+        num_sequences=len(rollouts), num_tokens=sum(len(r.completion_ids) for r in rollouts)
+    )
+    threshold = None if limits is None else {**threshold_record(limits), "of": origin}
     found: dict[int, dict[str, Any]] = {}
     for micro in micro_batches:
-        columns = _columns(state, micro, limits)
+        columns = _columns(state, micro, micro_batch_loss(state, micro, limits, counts))
         for rollout, sample, column in zip(micro.rollouts, micro.samples, columns, strict=True):
             text = completion_text(state.student, rollout)
             found[id(rollout)] = {
@@ -129,25 +132,8 @@ def token_maps(
     return [found[id(rollout)] for rollout in rollouts]
 
 
-def _own_thresholds(state: TrainState, micro_batches: Sequence[MicroBatch]) -> Thresholds | None:
-    if not state.method.routes_by_gap:
-        return None
-    pairs = [
-        (micro.teacher.scores.logp[mask], micro.self_target.scores.logp[mask])
-        for micro in micro_batches
-        if micro.teacher and micro.self_target
-        for mask in [micro.batch.mask.to(micro.teacher.scores.logp.device)]
-    ]
-    teacher, student = (torch.cat(part) for part in zip(*pairs, strict=True))
-    mask = torch.ones_like(teacher, dtype=torch.bool)
-    return thresholds(teacher, student, mask, state.config.method.trim)
-
-
-def _columns(
-    state: TrainState, micro: MicroBatch, limits: Thresholds | None
-) -> list[dict[str, Any]]:
+def _columns(state: TrainState, micro: MicroBatch, loss: LossOutput) -> list[dict[str, Any]]:
     """One dict of per-token lists for each sequence."""
-    loss = _loss(state, micro, limits)
     scores = {
         "student_plain": _view_scores(state, state.student, "plain", micro),
         "student_privileged": _view_scores(
@@ -180,7 +166,7 @@ def _column(
         teacher is not None and student is not None and state.method.teacher_view == "privileged"
     )
     regime = loss.regime[row, :length].tolist()
-    weights = [state.method.routes[Regime(kind)].weight for kind in regime]
+    weights = [state.method.routes[Regime(kind)].weight if kind >= 0 else 0.0 for kind in regime]
     return {
         "tokens": token_texts(state.student, rollout.completion_ids),
         "regime": regime if state.method.routes_by_gap else None,
@@ -217,41 +203,20 @@ def _view_scores(
     )
 
 
-def _loss(state: TrainState, micro: MicroBatch, limits: Thresholds | None) -> LossOutput:
-    """The training loss of these sequences, without gradient."""
-    student, method = state.student, state.config.method
-    batch = micro.batch.to(student.device)
-    with state.accelerator.autocast():
-        hidden = completion_hidden(student, batch)
-    teacher, own = micro.teacher, micro.self_target
-    return routed_loss(
-        hidden,
-        output_head(student),
-        own.hidden if own else None,
-        teacher.hidden if teacher else None,
-        output_head(state.teacher) if state.teacher else None,
-        batch.completion_ids,
-        batch.mask,
-        state.method,
-        privileged_head=output_head(state.self_target) if state.self_target else None,
-        thresholds=limits,
-        trim=method.trim,
-        temperature=method.temperature,
-        chunk_size=method.chunk_size,
-        teacher_scores=teacher.scores if teacher else None,
-        privileged_scores=own.scores if own else None,
-    )
-
-
 def _top(state: TrainState, scores: TargetScores | None, rows: slice) -> Any:
     """For each token the TOP best [token, probability] pairs."""
     if scores is None or scores.top_ids is None or scores.top_logp is None:
         return None
+    width = scores.top_ids.shape[1]  # top_logp has one more column: all other tokens together
     names = token_texts(state.student, scores.top_ids[rows].flatten().long().cpu())
-    shares = _probabilities(scores.top_logp[rows].flatten()) or []
+    shares = _probabilities(scores.top_logp[rows, :width].flatten()) or []
     pairs = [[name, share] for name, share in zip(names, shares, strict=True)]
-    width = scores.top_ids.shape[1]
     return [pairs[start : start + width] for start in range(0, len(pairs), width)]
+
+
+def threshold_record(limits: Thresholds) -> dict[str, float]:
+    """The thresholds that a page shows."""
+    return {"gap": limits.gap, "q_student": limits.q_student, "q_teacher": limits.q_teacher}
 
 
 def token_texts(policy: Policy, ids: Tensor) -> list[str]:
@@ -272,7 +237,8 @@ def token_map_text(record: Mapping[str, Any]) -> str:
     """The map as a line of Markdown, for what shows no HTML: each run of a regime with its name."""
     runs: list[tuple[str, list[str]]] = []
     for place, text in enumerate(record["tokens"]):
-        name = Regime(record["regime"][place]).name if record["regime"] else "token"
+        kind = record["regime"][place] if record["regime"] else -1
+        name = Regime(kind).name if kind >= 0 else "token"
         if not runs or runs[-1][0] != name:
             runs.append((name, []))
         runs[-1][1].append(text.replace("`", "'").replace("\n", "\\n"))

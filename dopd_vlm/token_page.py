@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,17 @@ def token_map_page(probes: Sequence[Record], maps: Sequence[Record]) -> str:
 
 def safe_json(value: Any) -> str:
     """Compact JSON that may stand inside a script element, whatever a row says."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON does not know: inf and nan."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def asset(name: str) -> str:

@@ -15,6 +15,8 @@ function tokenMaps(root) {
   const percent = share => (100 * share).toFixed(0) + "%";
   const visible = text => text.replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5").replace(/^ | $/g, "\u00b7") || "\u2205";
   const current = () => probes[state.probe].maps[state.step];
+  const outlier = {name: "outlier, left out", fill: "#dddddd", ink: "#000000"};
+  const paintOf = (map, index) => paints[map.regime[index]] || outlier;
   const tip = find("tip");
 
   function fillView(name) {
@@ -68,7 +70,7 @@ function tokenMaps(root) {
 
   function paint(node, map, index, most) {
     if (map.regime && state.colour === "regime") {
-      const {fill, ink} = paints[map.regime[index]];
+      const {fill, ink} = paintOf(map, index);
       node.style.cssText = `background:${fill};color:${ink}`;
       node.classList.toggle("tm-high", map.regime[index] >= 2);
     } else {
@@ -86,7 +88,7 @@ function tokenMaps(root) {
       node.tabIndex = index ? -1 : 0;
       node.dataset.index = index;
       paint(node, map, index, most);
-      node.setAttribute("aria-label", `${text}, ${map.regime ? paints[map.regime[index]].name : "token"} ${index + 1}`);
+      node.setAttribute("aria-label", `${text}, ${map.regime ? paintOf(map, index).name : "token"} ${index + 1}`);
       box.append(node);
       if (text.includes("\n")) box.append("\n");
       else box.append("\u200b");
@@ -111,7 +113,7 @@ function tokenMaps(root) {
     const map = current(), id = map.tokens[index];
     const pick = column => map[column] ? map[column][index] : null;
     const title = make("h5", "", `${visible(strings[id])}  (token ${index + 1})`), list = make("dl");
-    const rows = [["regime", map.regime ? paints[map.regime[index]].name : "-"], ["loss, nats", number(pick("loss"))],
+    const rows = [["regime", map.regime ? paintOf(map, index).name : "-"], ["loss, nats", number(pick("loss"))],
       ["gap, nats", number(pick("gap"))], ["weight", number(pick("weight"), 2)],
       ["q_T", number(pick("q_teacher"))], ["gap threshold", map.threshold ? number(map.threshold.gap) : "-"],
       ["q_S", number(pick("q_student"))], ["q plain student", number(pick("q_plain"))]];

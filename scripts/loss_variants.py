@@ -35,15 +35,15 @@ class Inputs:
 def make_inputs(
     tokens: int, vocab: int, size: int, dtype: torch.dtype, device: torch.device
 ) -> Inputs:
-    """Targets are noisy copies of the student, so that gaps and regimes look like training."""
+    """Targets are noisy copies of the student, so that gaps look like training and a quarter is HT."""
     gen = torch.Generator(device=device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=gen, device=device)
 
     hidden, head = normal(1, tokens, size), normal(vocab, size) * LOGIT_SCALE / size**0.5
-    privileged = hidden + 0.3 * normal(1, tokens, size)
-    teacher = privileged + 0.2 * normal(1, tokens, size)
+    privileged = hidden + 0.33 * normal(1, tokens, size)
+    teacher = hidden + 0.27 * normal(1, tokens, size)
     ids = torch.cat(
         [
             torch.multinomial((rows @ head.T).softmax(-1), 1, generator=gen).squeeze(-1)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dopd_vlm.types import Sample, ViewName
 
@@ -55,7 +56,14 @@ def aggregate(
             label: None if math.isnan(part.stderr) else part.stderr
             for label, part in categories.items()
         },
-        all_right=_all_right(task.all_right, per_question, clusters),
+        second={
+            **{
+                name: _all_right(_labels(samples, key), per_question)
+                for name, key in task.all_right.items()
+            },
+            **_means(task.means, {label: part.value for label, part in categories.items()}),
+            **_parts(records),
+        },
         pass_at=_pass_at(by_uid, num_generations),
         mean_tokens=_share([r["num_tokens"] for r in records]),
     )
@@ -91,15 +99,33 @@ def _by_label(
     }
 
 
-def _all_right(
-    name: str | None, per_question: Mapping[str, float], clusters: Mapping[str, str]
-) -> dict[str, float]:
-    if name is None or not clusters:
-        return {}
-    groups: dict[str, list[bool]] = {}
-    for uid, cluster in clusters.items():
-        groups.setdefault(cluster, []).append(per_question[uid] == 1.0)
-    return {name: _share([all(group) for group in groups.values()])}
+def _all_right(groups: Mapping[str, str], per_question: Mapping[str, float]) -> float:
+    """Share of groups whose questions are all right."""
+    right: dict[str, list[bool]] = {}
+    for uid, group in groups.items():
+        right.setdefault(group, []).append(per_question[uid] == 1.0)
+    return _share([all(group) for group in right.values()])
+
+
+def _means(means: Mapping[str, Any], categories: Mapping[str, float]) -> dict[str, float]:
+    """The means of means that have a category here; categories without questions do not count."""
+    found = {
+        name: _mean(list(categories) if tree == "categories" else tree, categories)
+        for name, tree in means.items()
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _mean(tree: Any, categories: Mapping[str, float]) -> float | None:
+    if isinstance(tree, str):
+        return categories.get(tree)
+    values = [value for value in (_mean(one, categories) for one in tree) if value is not None]
+    return _share(values) if values else None
+
+
+def _parts(records: Sequence[Record]) -> dict[str, float]:
+    names = dict.fromkeys(name for record in records for name in record["parts"])
+    return {name: _share([record["parts"].get(name, 0.0) for record in records]) for name in names}
 
 
 def _pass_at(by_uid: Mapping[str, Sequence[float]], num_generations: int) -> dict[str, float]:

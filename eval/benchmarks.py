@@ -11,13 +11,10 @@ import yaml
 
 from dopd_vlm.prompts import PromptTemplate
 
+from .row_forms import ANSWER_FORMS, QUESTION_FORMS
 from .scorers import SCORERS
 
 TASKS = Path(__file__).parent / "tasks"
-ANSWER_FORMS = ("plain", "index", "option", "hashes", "parens", "first_choice", "tests")
-"""Letter or value as it is; number of the option; text of the option; behind `####`; `(A)`; the
-right option before the wrong ones, in which case the order is drawn per question; prompt, tests and
-entry point of a program."""
 SUITES = {
     "paper_vlm": (
         "realworldqa",
@@ -27,10 +24,22 @@ SUITES = {
         "logicvista",
         "mmmu",
         "mmmu_pro",
+        "mmmu_pro_vision",
+        "vsibench",
     ),
-    "paper_llm": ("ceval", "math500", "aime25", "zebralogic_mc"),
+    "paper_llm": (
+        "ceval",
+        "livebench",
+        "math500",
+        "aime25",
+        "zebralogic_grid",
+        "zebralogic_mc",
+        "autologi",
+        "bfclv3",
+        "livecodebench",
+    ),
 }
-"""The paper's benchmarks that have a plain table of rows and a rule-based metric."""
+"""The paper's benchmarks; it does not say which mode of ZebraLogic and of MMMU-Pro it means."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +82,29 @@ class Benchmark:
     """`embedded:NAME/SPLIT`, a hub id, or a file or folder."""
     config: str | None = None
     """Configuration of a hub data set."""
+    configs: tuple[str, ...] = ()
+    """Several of them; where `rows` holds `{config}` they are data sets of their own."""
     split: str | None = None
     """Split of a hub data set."""
+    splits: tuple[str, ...] = ()
+    """Several of them."""
+    files: str = ""
+    """Where the rows are JSON lines in plain files of the data set or folder: a pattern of their names,
+    whose group names the part."""
+    answer_files: str = ""
+    """Where answers are in files of their own: their name, `{file}` being the rows' file; joined by `id`."""
+    keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column -> values; rows with others are left out. Dates are compared by day."""
+    frames: int = 0
+    """Pictures per video, where the `images` columns, joined by slashes, name a .mp4 by the rows."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Our field -> the benchmark's column (or columns); empty for rows in this project's schema."""
+    question: str = ""
+    """The question of every row, where it stands in the picture alone."""
+    question_form: str = "plain"
+    """How the question column is written: one of QUESTION_FORMS."""
+    system: str = ""
+    """System turn, `{value}` being the row's `system` column as text or indented JSON."""
     answer_form: str = "plain"
     """How the answer column is written: one of ANSWER_FORMS."""
     answer_type: str = "text"
@@ -93,25 +121,57 @@ class Benchmark:
     """Key of `meta` whose equal values make questions dependent (a shared picture)."""
     category: str | None = None
     """Key of `meta` by which scores are also reported."""
-    all_right: str | None = None
-    """Name of a second metric: the share of clusters whose questions are all right."""
+    all_right: Mapping[str, str] = field(default_factory=dict)
+    """Second metric -> key of `meta`: the share of its values whose questions are all right."""
+    means: Mapping[str, Any] = field(default_factory=dict)
+    """Second metric -> `categories`, the mean over them, or nested lists of categories: a mean of means."""
     paper: Mapping[str, float] = field(default_factory=dict)
     """Published numbers in percent, for reference: model or method -> accuracy."""
     access: str = ""
     """How to get rows that are gated or not on the hub."""
 
     def __post_init__(self) -> None:
-        if self.answer_form not in ANSWER_FORMS:
-            raise ValueError(
-                f"benchmark {self.name!r}: unknown answer_form {self.answer_form!r}; "
-                f"known: {', '.join(ANSWER_FORMS)}"
+        for name, known in (
+            ("answer_form", ANSWER_FORMS),
+            ("question_form", QUESTION_FORMS),
+            ("answer_type", ("row", *SCORERS)),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                near = difflib.get_close_matches(value, known, n=3) or list(known)
+                raise ValueError(
+                    f"benchmark {self.name!r}: unknown {name} {value!r}; near: {', '.join(near)}"
+                )
+
+    @property
+    def parts(self) -> tuple["Part", ...]:
+        """Every configuration and split to be read; one part for most benchmarks."""
+        configs = self.configs or (self.config,)
+        splits = self.splits or (self.split,)
+        is_own = "{config}" in self.rows
+        return tuple(
+            Part(
+                rows=self.rows.replace("{config}", config or ""),
+                config=None if is_own else config,
+                split=split,
+                label="-".join(
+                    [str(config)] * (len(configs) > 1) + [str(split)] * (len(splits) > 1)
+                ),
             )
-        if self.answer_type != "row" and self.answer_type not in SCORERS:
-            near = difflib.get_close_matches(self.answer_type, SCORERS, n=3) or list(SCORERS)
-            raise ValueError(
-                f"benchmark {self.name!r}: unknown answer_type {self.answer_type!r}; "
-                f"near: {', '.join(near)}"
-            )
+            for config in configs
+            for split in splits
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One table of a benchmark's rows."""
+
+    rows: str
+    config: str | None
+    split: str | None
+    label: str
+    """What tells it from the others; empty for the only one."""
 
 
 def benchmark_names() -> tuple[str, ...]:
@@ -142,7 +202,9 @@ def _read(path: Path) -> Benchmark:
     for section, kind in (("prompts", PromptTemplate), ("generation", Generation)):
         if section in tree:
             tree[section] = _build(kind, tree[section], f"{path.name}: {section}.")
-    tree["annotations"] = tuple(tree.get("annotations", ()))
+    for name in ("annotations", "configs", "splits"):
+        tree[name] = tuple(tree.get(name, ()))
+    tree["keep"] = {name: tuple(map(str, values)) for name, values in tree.get("keep", {}).items()}
     return _build(Benchmark, tree, f"{path.name}: ")
 
 

@@ -80,7 +80,8 @@ def calls_gold(raw: Sequence[Any]) -> str:
     Raises:
         ValueError: a category with an answer that the row lacks.
     """
-    uid, functions, ground_truth = raw
+    uid, functions, *rest = raw
+    ground_truth = rest[0] if rest else None
     category = re.sub(r"_\d+(?:-\d+)*$", "", str(uid))
     if not ground_truth and not category.endswith("relevance"):
         raise ValueError(f"row {uid!r} has no ground_truth; join the possible_answer file")

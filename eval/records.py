@@ -76,6 +76,7 @@ def scored(
         "doc_hash": digest(doc),
         "target_hash": digest(sample.answer),
         "accuracy": found.correct,
+        "parts": dict(found.parts),
     }
 
 

@@ -50,8 +50,8 @@ class Results:
     """Category -> stderr as of `stderr`; None for a single question."""
     pass_at: Mapping[str, float] = field(default_factory=dict)
     """`pass@k` -> unbiased estimate, k up to num_generations."""
-    all_right: Mapping[str, float] = field(default_factory=dict)
-    """Second metric -> share of clusters whose questions are all right."""
+    second: Mapping[str, float] = field(default_factory=dict)
+    """Second metrics in [0, 1] by name: clusters that are all right, means of means, parts of scores."""
     mean_tokens: float = 0.0
     """Mean completion length in tokens."""
     samples_path: Path | None = None
@@ -140,7 +140,7 @@ def _row(key: str, found: Results, gap: Mapping[str, float]) -> dict[str, Any]:
         "failed_rate": found.failed_rate,
         "mean_completion_length": found.mean_tokens,
         **found.pass_at,
-        **found.all_right,
+        **found.second,
         **gap,
     }
     return {name: _finite(value) for name, value in row.items()}

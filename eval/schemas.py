@@ -1,63 +1,124 @@
 """A benchmark's own row -> a row in this project's schema, as the task's `columns` say.
 
-`columns` maps question, answer, choices, images, uid, cluster, category and kind to the benchmark's
-column names; choices and images may be lists of columns.
+`columns` maps our fields to the benchmark's columns, several in a list: uid, question (and
+`open_question`, which replaces it where a row has no options), answer, choices, images, system.
+Every other field goes into `meta` under its name, values of a list joined by slashes.
 """
 
 import ast
 import hashlib
+import json
 import random
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from .benchmarks import Benchmark
+from .frames import video_frames
+from .row_forms import ANSWER_FORMS, QUESTION_FORMS, dialogue
 
 Row = Mapping[str, Any]
 PICTURE = re.compile(r"<image[ _]?(\d+)>")
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, SyntaxError, RecursionError)
+"""What reading a row that is not as documented may raise."""
+OWN_FIELDS = ("uid", "question", "open_question", "answer", "choices", "images", "system")
+PART = "part"
+"""Column with the configuration or split that a row came from, where a task has several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """A task's rows in this project's schema, and why others are none."""
+
+    rows: list[dict[str, Any]]
+    problems: list[str]
+    """One line for each row that has no answer or cannot be read."""
+    left_out: int = 0
+    """Rows that the task's `keep` excludes."""
 
 
 def to_rows(task: Benchmark, raw: Sequence[Row]) -> list[dict[str, Any]]:
     """The task's rows in this project's schema; unchanged where the task names no columns.
 
     Raises:
-        ValueError: a column that the first row lacks, naming those it has.
+        ValueError: what `convert` raises, and the first row that cannot be read.
+    """
+    found = convert(task, raw)
+    if found.problems:
+        raise ValueError(found.problems[0])
+    return found.rows
+
+
+def convert(task: Benchmark, raw: Sequence[Row], limit: int | None = None) -> Converted:
+    """The task's first `limit` good rows in this project's schema, and what is wrong with others.
+
+    Raises:
+        ValueError: a column that the first row lacks, naming those it has; no row is kept, or none
+            has an answer.
     """
     if not task.columns:
-        return [dict(row) for row in raw]
+        return Converted(rows=[dict(row) for row in raw[:limit]], problems=[])
     _check_columns(task, raw[0] if raw else {})
-    return [to_row(task, row, index) for index, row in enumerate(raw)]
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    left_out = 0
+    for index, row in enumerate(raw):
+        if limit is not None and len(rows) >= limit:
+            break
+        if not _is_kept(task, row):
+            left_out += 1
+            continue
+        try:
+            rows.append(to_row(task, row, index))
+        except UNREADABLE as error:
+            reason = f"no column {error}" if isinstance(error, KeyError) else error
+            problems.append(f"task {task.name!r} row {index + 1}: {reason}")
+    if raw and not rows:
+        raise ValueError(_nothing(task, len(raw), problems))
+    return Converted(rows=rows, problems=problems, left_out=left_out)
+
+
+def _nothing(task: Benchmark, count: int, problems: Sequence[str]) -> str:
+    if not problems:
+        wanted = "; ".join(f"{name} is one of {list(values)}" for name, values in task.keep.items())
+        return f"task {task.name!r} keeps rows whose {wanted}; none of the {count} is such"
+    hint = f" ({task.access})" if task.access else ""
+    return (
+        f"none of {count} rows can be used; {problems[0]}. Where a split hides its answers, pass "
+        f"rows that have them: --rows FILE{hint}"
+    )
 
 
 def to_row(task: Benchmark, raw: Row, index: int) -> dict[str, Any]:
     """One row; `index` makes its uid and seeds the option order where the benchmark has none.
 
     Raises:
-        ValueError: a missing column, or an answer that cannot be read in the task's `answer_form`.
+        ValueError: no answer, or one that cannot be read in the task's `answer_form`.
     """
-    uid = f"{task.name}-{_get(task, raw, 'uid', index)}"
+    own_id = str(_get(task, raw, "uid", index))
     choices = _choices(_get(task, raw, "choices", None))
     answer = _get(task, raw, "answer", "")
+    if answer is None or answer == "" or answer == []:
+        raise ValueError(f"it has no answer in column {task.columns.get('answer')!r}")
     if task.answer_form == "first_choice":
         choices, answer = _shuffled([str(answer), *choices.values()], f"{task.name}-{index}")
     else:
-        answer = _answer(task, answer, choices, uid)
-    images = _images(_get(task, raw, "images", None))
-    is_choice = bool(choices) and (task.answer_type in ("choice", "row"))
+        answer = ANSWER_FORMS[task.answer_form](answer, choices)
+    images = _frames(task, raw) if task.frames else _images(_get(task, raw, "images", None))
+    is_choice = bool(choices) and task.answer_type in ("choice", "row")
+    part = raw.get(PART)
     return {
-        "uid": uid,
+        "uid": "-".join([task.name, *([str(part)] if part else []), own_id]),
         "images": images,
-        "question": _with_places(_text(_get(task, raw, "question", "")), len(images)),
+        "question": _with_places(_question(task, raw, choices), len(images)),
+        "system": _system(task, raw),
         "answer": answer,
         "answer_type": "choice" if is_choice else _kind(task, answer),
         "choices": choices if is_choice else None,
-        "meta": {
-            "source": task.rows,
-            "split": task.split,
-            "cluster": _get(task, raw, "cluster", None),
-            "category": _get(task, raw, "category", None),
-        },
+        "meta": {"source": task.rows, "split": task.split, "id": own_id, **_meta(task, raw)},
         "origin": raw.get("origin") or {},
     }
 
@@ -65,12 +126,39 @@ def to_row(task: Benchmark, raw: Row, index: int) -> dict[str, Any]:
 def _kind(task: Benchmark, answer: str) -> str:
     """The row's own type, by its answer where the task says `row`.
 
-    Letters whose options stand in the question are text to the data layer.
+    Letters whose options stand in the question, and what only the task's scorer can read, are text
+    to the data layer.
     """
     if task.answer_type == "row":
-        is_number = re.fullmatch(r"-?[\d,]*\.?\d+%?", answer)
+        is_number = re.fullmatch(r"[-+]?[\d,]*\.?\d+%?", answer)
         return "number" if is_number else "math" if re.search(r"[\\^]", answer) else "text"
-    return "text" if task.answer_type == "choice" else task.answer_type
+    return task.answer_type if task.answer_type in ("number", "math", "box", "code") else "text"
+
+
+def _question(task: Benchmark, raw: Row, choices: Mapping[str, str]) -> str:
+    if task.question:
+        return task.question
+    field = "open_question" if not choices and "open_question" in task.columns else "question"
+    return QUESTION_FORMS[task.question_form](_get(task, raw, field, ""))
+
+
+def _system(task: Benchmark, raw: Row) -> str | None:
+    """The task's system turn around the value of its column, before the row's own system turn."""
+    turns = dialogue(raw[task.columns["question"]]) if task.question_form == "dialogue" else []
+    own = [turn["content"] for turn in turns if turn["role"] == "system"]
+    if not task.system:
+        return "\n\n".join(own) or None
+    value = _get(task, raw, "system", "")
+    text = value if isinstance(value, str) else json.dumps(value, indent=4, ensure_ascii=False)
+    return "\n\n".join([task.system.replace("{value}", text), *own])
+
+
+def _meta(task: Benchmark, raw: Row) -> dict[str, Any]:
+    values = {name: _get(task, raw, name, None) for name in task.columns if name not in OWN_FIELDS}
+    return {
+        name: "/".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in values.items()
+    }
 
 
 def _get(task: Benchmark, raw: Row, field: str, default: Any) -> Any:
@@ -78,22 +166,29 @@ def _get(task: Benchmark, raw: Row, field: str, default: Any) -> Any:
     if column is None:
         return default
     if isinstance(column, list):
-        return [raw[name] for name in column if name in raw]
+        return [_column(raw, name) for name in column if name in raw]
     return _column(raw, column)
 
 
 def _column(raw: Row, name: str) -> Any:
     if name == "image" and name not in raw and "images" in raw:
         return raw["images"]  # reading rows puts a single picture there
-    return raw[name]
+    return raw.get(name) if name == PART else raw[name]
+
+
+def _is_kept(task: Benchmark, raw: Row) -> bool:
+    """Dates compare by their day, whatever type a table gives them."""
+    return all(
+        str(raw[name])[: max(map(len, values))] in values for name, values in task.keep.items()
+    )
 
 
 def _check_columns(task: Benchmark, raw: Row) -> None:
     named = [name for name in task.columns.values() if isinstance(name, str)]
     missing = [
         name
-        for name in named
-        if raw and name not in raw and not (name == "image" and "images" in raw)
+        for name in [*named, *task.keep]
+        if raw and name not in raw and name != PART and not (name == "image" and "images" in raw)
     ]
     if missing:
         raise ValueError(
@@ -109,7 +204,14 @@ def _choices(raw: Any) -> dict[str, str]:
     if isinstance(raw, Mapping):
         return {str(key): str(value) for key, value in raw.items() if value is not None}
     texts = [str(text) for text in raw or () if text is not None]
-    return dict(zip(ascii_uppercase, texts, strict=False))
+    numbered = [re.match(rf"\(?{letter}[.)]\s+(?=\S)", text) for letter, text in _lettered(texts)]
+    if texts and all(numbered):  # one alone may be "E. coli"
+        texts = [text[match.end() :] for text, match in zip(texts, numbered, strict=True) if match]
+    return dict(_lettered(texts))
+
+
+def _lettered(texts: Sequence[str]) -> list[tuple[str, str]]:
+    return list(zip(ascii_uppercase, texts, strict=False))
 
 
 def _shuffled(texts: Sequence[str], seed: str) -> tuple[dict[str, str], str]:
@@ -121,34 +223,25 @@ def _shuffled(texts: Sequence[str], seed: str) -> tuple[dict[str, str], str]:
     return choices, ascii_uppercase[order.index(0)]
 
 
-def _answer(task: Benchmark, raw: Any, choices: Mapping[str, str], uid: str) -> str:
-    if task.answer_form == "tests":
-        prompt, tests, entry_point = raw
-        return f"{prompt}{{completion}}\n\n{tests}\n\ncheck({entry_point})\n"
-    text = str(raw[0] if isinstance(raw, list) and raw else raw).strip()
-    if task.answer_form == "index" and choices:
-        return list(choices)[int(text)]
-    if task.answer_form == "hashes":
-        return text.rpartition("####")[2].strip()
-    if task.answer_form == "parens":
-        return text.strip("().")
-    if task.answer_form == "option" and choices and text not in choices:
-        found = [letter for letter, option in choices.items() if option.strip() == text]
-        if len(found) != 1:
-            raise ValueError(f"row {uid!r}: answer {text!r} is not one of {list(choices.values())}")
-        return found[0]
-    return text
-
-
-def _text(raw: Any) -> str:
-    """A question spread over several columns is joined by blank lines."""
-    return "\n\n".join(map(str, raw)) if isinstance(raw, list) else str(raw)
-
-
 def _images(raw: Any) -> list[Any]:
+    """Every picture of a column, or of a list of columns that may hold lists themselves."""
     if raw is None:
         return []
-    return [image for image in (raw if isinstance(raw, list) else [raw]) if image is not None]
+    if isinstance(raw, list | tuple):
+        return [image for one in raw for image in _images(one)]
+    return [raw]
+
+
+def _frames(task: Benchmark, raw: Row) -> list[Any]:
+    """The row's own `frames`, or those of its video, which lies in the folder of the rows."""
+    if raw.get("frames"):
+        return list(raw["frames"])
+    root = (raw.get("origin") or {}).get("root")
+    if root is None:
+        raise ValueError("videos are looked for beside the rows: pass --rows FILE")
+    name = "/".join(map(str, _get(task, raw, "images", [])))
+    frames = video_frames(Path(root) / f"{name}.mp4", task.frames)
+    return [str(path.relative_to(root)) for path in frames]
 
 
 def _with_places(question: str, num_images: int) -> str:

@@ -1,6 +1,7 @@
 """(completion text, Sample) -> Score, one scorer per answer_type."""
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -95,14 +96,17 @@ def score(text: str, sample: Sample, **options: Any) -> Score:
 def score_text(text: str, sample: Sample) -> Score:
     """Normalised exact match of the last declared answer, else of the whole text.
 
-    Where gold is the letter of an option that the question lists, `extract_choice` reads the text.
+    Where gold is the letter of an option that the question lists, `extract_choice` reads the text;
+    a gold JSON list of texts names alternatives.
     """
     if sample.answer in options_in(sample.question):
         return score_choice(text, sample)
     found, rule = declared_answer(text)
     if found is None or not normal(found):
         return unread(rule if found is None else "unparsed")
-    return Score(correct=float(normal(found) == normal(sample.answer)), extracted=found, rule=rule)
+    golds = json.loads(sample.answer) if sample.answer.startswith('["') else [sample.answer]
+    is_right = normal(found) in [normal(gold) for gold in golds]
+    return Score(correct=float(is_right), extracted=found, rule=rule)
 
 
 def score_yes_no(text: str, sample: Sample) -> Score:

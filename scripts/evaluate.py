@@ -27,7 +27,8 @@ from dopd_vlm.eval import report
 from dopd_vlm.eval.benchmarks import SUITES, Benchmark, benchmark_names, load_benchmark
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results import Results, read_results, write_results
-from dopd_vlm.eval.schemas import to_rows
+from dopd_vlm.eval.schemas import convert
+from dopd_vlm.eval.sources import raw_rows
 from dopd_vlm.models import load_policy, process_state
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.types import Sample
@@ -133,26 +134,29 @@ def task_names(tasks: str, suite: str | None) -> list[str]:
 def task_samples(task: Benchmark, options: argparse.Namespace, console: Console) -> list[Sample]:
     """The task's questions; rows that make none are counted and the first ones shown."""
     annotations = _annotations(options.annotations) or list(task.annotations)
-    rows = to_rows(task, task_rows(task, options.rows)[: options.limit])
-    samples, skipped = make_samples(rows, annotations, coords=options.coords)
-    if skipped:
+    found = convert(task, task_rows(task, options.rows), options.limit)
+    samples, skipped = make_samples(found.rows, annotations, coords=options.coords)
+    problems = [*found.problems, *(one.reason for one in skipped)]
+    if found.left_out:
         console.print(
-            f"{task.name}: {len(skipped)} of {len(rows)} rows are left out:", markup=False
+            f"{task.name}: {found.left_out} rows are not among those that the task keeps",
+            markup=False,
         )
-        for one in skipped[:3]:
-            console.print(f"  {one.reason}", markup=False)
+    if problems:
+        console.print(f"{task.name}: {len(problems)} rows are left out:", markup=False)
+        for reason in problems[:3]:
+            console.print(f"  {reason}", markup=False)
     return samples
 
 
 def task_rows(task: Benchmark, source: str | None) -> Sequence[Mapping[str, Any]]:
     """The task's rows as they are stored, or those of another source in the same schema."""
-    if source is not None or is_embedded(task.rows):
-        return rows_of(source or task.rows, None)
-    try:
-        return read_rows(task.rows, split=task.split, name=task.config)
-    except ValueError as error:
-        hint = task.access or "download it, or pass --rows FILE in the benchmark's own schema"
-        raise ValueError(f"task {task.name!r}: {error}; {hint}") from error
+
+    def read(source: str, *, split: str | None, name: str | None) -> Sequence[Mapping[str, Any]]:
+        is_ours = is_embedded(source)
+        return rows_of(source, split) if is_ours else read_rows(source, split=split, name=name)
+
+    return raw_rows(task, read, source)
 
 
 def finish(found: Sequence[Results], out: Path | None, console: Console) -> None:

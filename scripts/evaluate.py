@@ -25,10 +25,12 @@ from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_samples
 from dopd_vlm.eval import report
 from dopd_vlm.eval.benchmarks import SUITES, Benchmark, benchmark_names, load_benchmark
+from dopd_vlm.eval.exports import FORMATS, Export, export
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results import Results, read_results, write_results
 from dopd_vlm.eval.schemas import convert
 from dopd_vlm.eval.sources import raw_rows
+from dopd_vlm.eval.store import SampleStore
 from dopd_vlm.models import load_policy, process_state
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.types import Sample
@@ -70,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--template-kwargs", type=json.loads, help="JSON given to the chat template")
     add("--out", type=Path, help="folder for samples and results; a killed run goes on there")
     add("--show-prompts", type=int, default=0, help="print the first N prompts of each task")
+    add("--export", help=f"write files for another program to --out: {', '.join(FORMATS)}")
     add("--list", action="store_true", help="list the tasks")
     add(
         "--compare", nargs=2, type=Path, metavar=("A", "B"), help="paired difference of two folders"
@@ -89,6 +92,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
         raise ValueError(
             "give a CHECKPOINT and --tasks NAME[,NAME...], or --list, or --compare A B"
         )
+    elif options.export:
+        export_all(options, console)
     else:
         found = evaluate_all(options, console)
         if process_state().is_main_process:
@@ -122,6 +127,25 @@ def evaluate_all(options: argparse.Namespace, console: Console) -> list[Results]
                 )
                 found.append(made)
     return found
+
+
+def export_all(options: argparse.Namespace, console: Console) -> None:
+    """Every task's questions, or the answers that an evaluation left in --out, for other programs."""
+    if options.out is None:
+        raise ValueError(
+            "--export needs --out FOLDER, for bfcl and livebench that of an evaluation"
+        )
+    for name in task_names(options.tasks, options.suite):
+        task = load_benchmark(name)
+        given = Export(
+            task=task,
+            samples=task_samples(task, options, console),
+            records=list(SampleStore(options.out, name, "plain", 0).finished().values()),
+            out=options.out,
+            model=options.checkpoint,
+        )
+        paths = export(options.export, given)
+        console.print(f"{name}: {len(paths)} files, e.g. {paths[0]}", markup=False)
 
 
 def task_names(tasks: str, suite: str | None) -> list[str]:

@@ -60,8 +60,10 @@ def with_bytes(row: Mapping[str, Any]) -> Row:
     text, as a Parquet column has one type; `read_rows` and `make_sample` take it so.
 
     Raises:
-        ValueError: a picture that cannot be loaded.
+        ValueError: a picture that cannot be loaded; a row with videos, which are not embedded.
     """
+    if row.get("videos"):
+        raise ValueError("rows with videos have no Parquet form: keep them in a folder")
     made = {key: value for key, value in row.items() if key != "origin"}
     root = origin_of(row).get("root")
     for field in JSON_COLUMNS:

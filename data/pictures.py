@@ -49,36 +49,36 @@ def load_picture(
     return _decode(f"picture {source!s}", path, max_pixels)
 
 
-def picture_path(source: Any, root: str | Path | None) -> Path | None:
+def picture_path(source: Any, root: str | Path | None, *, word: str = "picture") -> Path | None:
     """The file that a path, or a mapping with a path and no bytes, names; None for other things.
 
     Raises:
-        ValueError: the file is missing, or outside `root`.
+        ValueError: the file is missing, or outside `root`; `word` says what it was to be.
     """
     if isinstance(source, Mapping):
         source = source.get("path")
     if not isinstance(source, str | Path) or not str(source):
         return None
-    path = _inside(source, Path(root)) if root is not None else Path(source)
+    path = _inside(source, Path(root), word) if root is not None else Path(source)
     try:
         is_file = path.is_file()
     except (OSError, ValueError) as error:
-        raise ValueError(f"picture {str(source)!r} is no name of a file: {error}") from error
+        raise ValueError(f"{word} {str(source)!r} is no name of a file: {error}") from error
     if not is_file:
-        raise ValueError(f"picture {source!s} does not exist (looked for {path})")
+        raise ValueError(f"{word} {source!s} does not exist (looked for {path})")
     return path
 
 
-def _inside(source: str | Path, root: Path) -> Path:
+def _inside(source: str | Path, root: Path, word: str) -> Path:
     text = str(source)
     pure = PurePosixPath(text.replace("\\", "/"))
     if "\0" in text or pure.is_absolute() or PureWindowsPath(text).drive or ".." in pure.parts:
         raise ValueError(
-            f"picture path {text!r} must be relative, without '..', inside the data folder {root}"
+            f"{word} path {text!r} must be relative, without '..', inside the data folder {root}"
         )
     path = root / pure
     if not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"picture path {text!r} is a link that leaves the data folder {root}")
+        raise ValueError(f"{word} path {text!r} is a link that leaves the data folder {root}")
     return path
 
 

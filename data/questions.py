@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -10,6 +11,7 @@ from typing import Any
 from dopd_vlm.types import Message
 
 PLACEHOLDER = "<image>"
+VIDEO_PLACEHOLDER = "<video>"
 ANSWER_TYPES = ("text", "choice", "number", "math", "box", "code")
 
 
@@ -25,8 +27,10 @@ class Question:
     history: tuple[Message, ...]
 
 
-def read_question(row: Mapping[str, Any], num_images: int) -> Question:
+def read_question(row: Mapping[str, Any], num_images: int, videos: Sequence[str] = ()) -> Question:
     """The question from `question`, or from `messages` in TRL's vision form.
+
+    Each `<video>` becomes its text in `videos`, whose pictures come after the row's own.
 
     Of `messages` the system turn becomes `system`, the last user turn the question, earlier turns
     the history; a reply after the last user turn is the answer where the row has none.
@@ -39,15 +43,12 @@ def read_question(row: Mapping[str, Any], num_images: int) -> Question:
     if text is None and row.get("messages") is not None:
         turns_system, history, text, reply = _read_messages(row["messages"])
         system = turns_system if system is None else system
-    if not isinstance(text, str) or not text.replace(PLACEHOLDER, "").strip():
+    bare = re.sub(f"{PLACEHOLDER}|{VIDEO_PLACEHOLDER}", "", text) if isinstance(text, str) else ""
+    if not isinstance(text, str) or not bare.strip():
         raise ValueError(f"the question is empty: {text!r}; give 'question' or 'messages'")
     if system is not None and not isinstance(system, str):
         raise ValueError(f"system must be a string or null, got {type(system).__name__}")
-    num_places = text.count(PLACEHOLDER)
-    if num_places not in (0, num_images):
-        raise ValueError(
-            f"the question has {num_places} {PLACEHOLDER} but the row {num_images} images"
-        )
+    text = _with_places(text, num_images, videos)
     choices = _read_choices(row.get("choices"))
     answer = row.get("answer") if row.get("answer") is not None else reply
     answer = "" if answer is None else str(answer).strip()
@@ -59,6 +60,37 @@ def read_question(row: Mapping[str, Any], num_images: int) -> Question:
         system=system or None,
         history=history,
     )
+
+
+def _with_places(text: str, num_images: int, videos: Sequence[str]) -> str:
+    """The question with a placeholder per picture, or none at all; videos filled in."""
+    _encodable("the question", text)
+    for word, mark, count in (
+        ("images", PLACEHOLDER, num_images),
+        ("videos", VIDEO_PLACEHOLDER, len(videos)),
+    ):
+        if text.count(mark) not in (0, count):
+            raise ValueError(
+                f"the question has {text.count(mark)} {mark} but the row {count} {word}"
+            )
+    if not videos:
+        return text
+    if VIDEO_PLACEHOLDER not in text:
+        text = VIDEO_PLACEHOLDER * len(videos) + text
+    if num_images and PLACEHOLDER not in text:
+        text = PLACEHOLDER * num_images + text
+    if PLACEHOLDER in text[text.index(VIDEO_PLACEHOLDER) :]:
+        raise ValueError("pictures must come before videos in the question")
+    first, *rest = text.split(VIDEO_PLACEHOLDER)
+    return first + "".join(v + piece for v, piece in zip(videos, rest, strict=True))
+
+
+def _encodable(field: str, text: str) -> None:
+    """ValueError for a lone surrogate, which JSON can escape but no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{field} is no valid Unicode: {error}") from error
 
 
 def parse_json(field: str, text: str) -> Any:
@@ -147,8 +179,8 @@ def _turn(index: int, message: Any) -> tuple[str, str]:
 
 def _block(index: int, block: Any) -> str:
     kind = block.get("type") if isinstance(block, Mapping) else None
-    if kind == "image":
-        return PLACEHOLDER
+    if kind in ("image", "video"):
+        return PLACEHOLDER if kind == "image" else VIDEO_PLACEHOLDER
     if kind == "text" and isinstance(block.get("text"), str):
         return block["text"]
     raise ValueError(f"messages[{index}] has a block that is neither image nor text: {block!r}")

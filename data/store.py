@@ -75,6 +75,11 @@ def with_files(row: Mapping[str, Any], stem: str, out: Path, root: str | Path | 
     loaded = {
         name: [(source, load_picture(source, root=root)) for source in row[name]] for name in names
     }
+    if row.get("videos") is not None:
+        made["videos"] = [
+            _store_video(source, out, f"images/{stem}-videos-{index}", root)
+            for index, source in enumerate(row["videos"])
+        ]
     for name, pictures in loaded.items():
         made[name] = [
             store_picture(source, picture, out, f"images/{stem}-{name}-{index}", root)
@@ -99,15 +104,31 @@ def store_picture(
         loaded.save(out / f"{stem}.png")
         return f"{stem}.png"
     target = out / f"{stem}{suffix}"
-    target.unlink(missing_ok=True)
     if isinstance(given, io.BytesIO):
+        target.unlink(missing_ok=True)
         target.write_bytes(given.getvalue())
     else:
-        try:
-            os.link(given.resolve(), target)
-        except OSError:
-            shutil.copyfile(given, target)
+        _link(given, target)
     return f"{stem}{suffix}"
+
+
+def _store_video(source: Any, out: Path, stem: str, root: str | Path | None) -> Any:
+    """Stores a video as it is; its entry with the path there."""
+    path = picture_path(source, root, word="video")
+    if path is None:
+        raise ValueError(f"a video must be a path, or an object with a path; got {source!r}")
+    name = f"{stem}{path.suffix}"
+    _link(path, out / name)
+    return {**source, "path": name} if isinstance(source, Mapping) else name
+
+
+def _link(path: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system cannot."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(path.resolve(), target)
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 def _kept_suffix(file: Path | io.BytesIO) -> str | None:

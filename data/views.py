@@ -14,6 +14,7 @@ from .annotations import CheckedType, DrawnType, annotation_type, forms
 from .coords import Frame, check_family
 from .pictures import MAX_PIXELS, load_picture
 from .questions import Question, parse_json, read_question
+from .videos import load_clips
 
 AnnotationChoice = str | tuple[str, str]
 """A type's name, shown as text, or (name, form) with form `text`, `drawn` or `both`."""
@@ -131,7 +132,9 @@ def _sample(
     max_pixels: int,
 ) -> Sample:
     images = _pictures(row, "images", root, max_pixels)
-    question = read_question(row, len(images))
+    clips = load_clips(row.get("videos"), root=root, max_pixels=max_pixels)
+    question = read_question(row, len(images), [clip.text for clip in clips])
+    images += tuple(frame for clip in clips for frame in clip.frames)
     values = _values(row, chosen, question, images)
     marked = _marked(row, chosen, values, images, root, max_pixels)
     frame = _frame(images, coords, resize)

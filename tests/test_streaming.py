@@ -1,0 +1,82 @@
+"""A set on the disk trains in bounded memory, by position, from any thread, from any step."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dopd_vlm.data.rows import read_rows
+from dopd_vlm.train import row_order
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_streaming.py"
+sys.path.append(str(SCRIPT.parent))
+from bench_streaming import PICTURE_BYTES, make_set  # noqa: E402
+
+KINDS = ("parquet", "tar", "jsonl")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def source(request, tmp_path_factory):
+    return make_set(request.param, tmp_path_factory.mktemp(request.param), 600)
+
+
+def picture(row):
+    found = row["images"][0]
+    root = Path(row["origin"]["root"])
+    return found["bytes"] if isinstance(found, dict) else (root / found).read_bytes()
+
+
+def test_every_row_is_found_by_position(source) -> None:
+    rows = read_rows(source)
+    assert len(rows) == 600
+    for index in row_order(600, 1, 0, 600):
+        assert rows[index]["uid"] == f"row-{index:08d}"
+        assert picture(rows[index])[-8:] == index.to_bytes(8, "little")
+
+
+def test_threads_do_not_disturb_each_other(source) -> None:
+    rows = read_rows(source)
+    order = row_order(600, 2, 0, 1200)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda index: (rows[index]["uid"], picture(rows[index])[-8:]), order))
+    assert found == [(f"row-{index:08d}", index.to_bytes(8, "little")) for index in order]
+
+
+def test_a_resumed_run_reads_the_rows_that_would_have_come(source) -> None:
+    def uids(step, num_steps):
+        rows = read_rows(source)
+        return [
+            [rows[index]["uid"] for index in row_order(len(rows), 5, s * 70, 70)]
+            for s in range(step, step + num_steps)
+        ]
+
+    whole = uids(0, 12)  # over the end of the first pass
+    assert uids(7, 5) == whole[7:]
+    first_pass = [uid for step in whole for uid in step][:600]
+    assert len(set(first_pass)) == 600
+
+
+def test_opening_and_reading_holds_no_pictures(source) -> None:
+    tracemalloc.start()
+    rows = read_rows(source)
+    for index in row_order(600, 0, 0, 600):
+        assert rows[index]["uid"]
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 60 * PICTURE_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_of_a_pass_over_many_rows(kind) -> None:
+    """The full size is `python scripts/bench_streaming.py KIND 200000`."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), kind, "20000"], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["rows"] == 20000
+    assert found["over_rss_mib"] < 100  # the pictures are 200 MiB

@@ -8,12 +8,13 @@ PNG. Rows whose pictures cannot be loaded are left out and listed in OUT/skipped
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dopd_vlm.data.importers import IMPORTERS, QUESTION, import_folder
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Reads the arguments, imports, reports; 1 when a row was skipped."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -23,7 +24,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, help="folder of the pictures; default: the source's")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--question", default=QUESTION, help="where none is given")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         written, skipped = import_folder(
             options.kind,

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from build import resolved, rows_of, score_answer
-from import_rows import import_folder
 
 from dopd_vlm.config import RunConfig, read_config
 from dopd_vlm.data.annotations import forms, type_names
 from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.embedded import embedded_model, is_embedded
-from dopd_vlm.data.importers import IMPORTERS
+from dopd_vlm.data.importers import IMPORTERS, import_folder
 from dopd_vlm.data.preview import Prompts, ShownToken, preview_page, readable_prompts
 from dopd_vlm.data.views import AnnotationChoice, make_samples
 from dopd_vlm.encode import EncodedPrompt, collate
@@ -236,7 +235,7 @@ def _import(options: argparse.Namespace) -> None:
     """Writes the rows into --out; from then on they are the source, and the page lies beside them."""
     kind, source = options.imported
     written, skipped = import_folder(kind, Path(source), options.out, images=options.images)
-    print(f"{written} rows in {options.out}, {skipped} skipped")
+    print(f"{written} rows in {options.out}, {len(skipped)} skipped")
     options.source, options.out = str(options.out), options.out / PAGE
 
 

@@ -87,13 +87,13 @@ def token_maps(
     Returns:
         One record a sample, in order: `uid`, `step`, `method`, `finish_reason`, `text`, `correct`
         or None, `threshold` (`gap`, `q_student`, `q_teacher`, `of`: "batch" or "probes") or None,
-        and lists with one entry a token: `tokens`, `regime` (0 LH, 1 LL, 2 HT, 3 HS, -1 an outlier
-        that is left out; None for a method that does not route by gap), `loss` (unweighted
-        divergence, nats), `weight` (of the route), `q_plain`, `q_student`, `q_teacher` (probability of the token under the
-        student's plain and privileged view and the teacher), `gap` = |log q_T - log q_S| (nats;
-        None unless the teacher scores the privileged view), and `top`: {"student_plain",
-        "student_privileged", "teacher"} -> a list of [token, probability] of the TOP best.
-        Entries of a model that the method does not have are None.
+        and lists with one entry a token: `tokens`; `regime` (0 LH, 1 LL, 2 HT, 3 HS, -1 an outlier
+        that is left out; None for a method that does not route by gap); `loss` (unweighted
+        divergence, nats); `weight` (of the route); `q_plain`, `q_student`, `q_teacher` (probability
+        of the token under the student's plain and privileged view and the teacher); `gap` =
+        |log q_T - log q_S| (nats; None unless the teacher scores the privileged view); and `top`:
+        {"student_plain", "student_privileged", "teacher"} -> a list of [token, probability] of the
+        TOP best. Entries of a model that the method does not have are None.
     """
     settings = state.config.rollout
     with state.accelerator.autocast():

@@ -141,6 +141,8 @@ function tokenMaps(root) {
     const node = find("shown");
     if (tip.hidden || !node) return;
     const box = node.getBoundingClientRect(), size = tip.getBoundingClientRect();
+    // On a narrow screen the box fills one half, the one where the token is not: it must not cover what is tapped.
+    tip.classList.toggle("tm-above", box.top > innerHeight / 2 - 20);
     const below = box.bottom + 6 + size.height < innerHeight || box.top < size.height + 6;
     tip.style.top = (below ? box.bottom + 6 : box.top - size.height - 6) + "px";
     tip.style.left = Math.max(8, Math.min(box.left, innerWidth - size.width - 8)) + "px";

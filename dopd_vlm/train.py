@@ -22,7 +22,14 @@ from dopd_vlm.checkpoint import check_space, last_checkpoint, load_trainer_, sav
 from dopd_vlm.config import RunConfig
 from dopd_vlm.console import RunView
 from dopd_vlm.methods import Method, adjusted, method
-from dopd_vlm.models import Policy, add_lora, check_vocabularies, has_bfloat16, load_policy
+from dopd_vlm.models import (
+    Policy,
+    add_lora,
+    check_vocabularies,
+    has_bfloat16,
+    load_policy,
+    process_state,
+)
 from dopd_vlm.observer import Observer
 from dopd_vlm.state import EncodedSample, TrainState, encode_sample
 from dopd_vlm.step import Clock, greedy_views, train_step
@@ -249,9 +256,10 @@ def interruptible() -> Iterator[list[int]]:
 
 def make_accelerator(config: RunConfig) -> Accelerator:
     """Processes, device, precision and trackers."""
-    probe = Accelerator()
+    # Not from an Accelerator: the precision of the first one cannot be changed.
+    device = process_state().device or "cpu"
     use_bfloat16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and has_bfloat16(probe.device)
+        config.precision == "auto" and has_bfloat16(device)
     )
     return Accelerator(
         mixed_precision="bf16" if use_bfloat16 else "no",

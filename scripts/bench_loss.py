@@ -44,6 +44,8 @@ def main(argv: list[str]) -> None:
     """Parses, measures, prints and writes."""
     args = parse(argv)
     torch.set_num_threads(args.threads)
+    # Compiling in this process leaves no workers behind that would disturb the next timing.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     if args.memory_of:
         print(json.dumps(peak_memory(args)))
         return

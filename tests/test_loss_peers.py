@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dopd_vlm.heads import Head
 from dopd_vlm.methods import Method
 from dopd_vlm.routed_loss import routed_loss
 from dopd_vlm.types import Regime, Route
@@ -49,6 +50,37 @@ def test_equals_trl(beta, temperature):
     torch.testing.assert_close(output.per_token.flatten(), value.detach(), rtol=2e-5, atol=1e-6)
     assert output.metrics["entropy/student"].item() == pytest.approx(entropy.sum().item(), rel=1e-5)
     for a, b in zip(grads, theirs, strict=True):
+        assert (a - b).norm() / b.norm() < 2e-6
+
+
+def test_equals_trl_with_bias_scale_and_softcap():
+    """TRL caps and scales in the same order: cap tanh(scale (h W^T + b) / cap)."""
+    trl = pytest.importorskip("trl.kernels.chunked_divergence")
+    hidden, weight, teacher, teacher_weight, ids = make_case(torch.float64)
+    gen = torch.Generator().manual_seed(1)
+    biases = [torch.randn(V, generator=gen, dtype=torch.float64) for _ in range(2)]
+    leaves = (hidden, weight, biases[0].requires_grad_())
+    value, _ = trl.ChunkedDivergenceFunction.apply(
+        hidden.flatten(0, 1), weight, biases[0], teacher.flatten(0, 1), teacher_weight, biases[1],
+        0.5, 1.3, 0.7, 2.5, 1.2, 3.5,
+    )  # fmt: skip
+    theirs = torch.autograd.grad(value.sum() / (B * T), leaves)
+    output = routed_loss(
+        hidden,
+        Head(weight=weight, bias=biases[0], logit_scale=0.7, softcap=2.5),
+        None,
+        teacher,
+        Head(weight=teacher_weight, bias=biases[1], logit_scale=1.2, softcap=3.5),
+        ids,
+        torch.ones(B, T, dtype=torch.bool),
+        "opd_full",
+        temperature=1.3,
+    )
+    # TRL computes in float32.
+    torch.testing.assert_close(
+        output.per_token.flatten(), value.detach().double(), rtol=2e-5, atol=1e-6
+    )
+    for a, b in zip(torch.autograd.grad(output.loss, leaves), theirs, strict=True):
         assert (a - b).norm() / b.norm() < 2e-6
 
 

@@ -1,23 +1,30 @@
-"""What a data set holds and what is wrong with it, row by row."""
+"""What a data set holds and what is wrong with it, row by row, and a data card that says so."""
 
 import difflib
+import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from dopd_vlm.types import Sample
 
 from .annotations import annotation_type, type_names
 from .questions import parse_json
 from .texts import disclosed
-from .views import Skipped, make_sample, origin_of
+from .views import Skipped, make_sample, origin_of, uid_of
 
 MAX_LISTED = 20
 """Problems that the data card lists; all are counted."""
+MIN_LEAK_LENGTH = 12
+"""Characters from which a privileged line that stands in the question too is a leak, not chance."""
+TRAPS = {"hint": "VLMEvalKit prints a column of this name into the student's prompt"}
+META = ("source", "licence", "split", "annotator")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Counts over a data set."""
+    """Counts over a data set; lists hold uids."""
 
     num_rows: int
     num_images: int
@@ -30,53 +37,123 @@ class Report:
     """Keys under `annotations` that are no type."""
     unlabelled: int
     """Rows without an answer."""
-    disclosing: Sequence[str] = field(default_factory=tuple)
-    """uids whose privileged text holds the answer: allowed, but the teacher then need not see."""
-    problems: Sequence[Skipped] = field(default_factory=tuple)
+    meta: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Rows by each value of the fields `META` of `meta`."""
+    disclosing: Sequence[str] = ()
+    """Privileged text holds the answer: allowed, but the teacher then need not see."""
+    leaking: Sequence[str] = ()
+    """The question, which the student sees, holds a line of the privileged text."""
+    answered: Sequence[str] = ()
+    """The open question holds its answer: harmless where it lists alternatives."""
+    repeated: Sequence[str] = ()
+    """Question and pictures are those of an earlier row."""
+    overlapping: Sequence[str] = ()
+    """Question and pictures are in the other data set too."""
+    shared_pictures: Sequence[str] = ()
+    """A picture is in the other data set too, under another question."""
+    traps: Mapping[str, int] = field(default_factory=dict)
+    """Rows with a column of `TRAPS`."""
+    problems: Sequence[Skipped] = ()
     """Rows that make no Sample, and why."""
 
 
-def validate(rows: Sequence[Mapping[str, Any]], annotations: Sequence[str] | None = None) -> Report:
+def validate(
+    rows: Sequence[Mapping[str, Any]],
+    annotations: Sequence[str] | None = None,
+    *,
+    against: Iterable[Mapping[str, Any]] = (),
+) -> Report:
     """Builds every row with every annotation type it holds, and counts.
 
     Args:
         rows: as `read_rows` gives them.
         annotations: types to check; None takes all that a row holds.
+        against: another data set, such as the benchmark, that must not share questions.
     """
     for name in annotations or ():
         annotation_type(name)
-    known = set(type_names())
-    kinds, unknown, coverage, unlabelled = Counter(), Counter(), Counter(), 0
-    sizes: list[tuple[int, int]] = []
-    disclosing, problems = [], []
+    counts = _Counts(_digests_of(against))
     for row in rows:
         try:
             held = _held(row)
-            unknown.update(held - known)
-            chosen = sorted(held & known if annotations is None else set(annotations))
+            known = held & set(type_names())
+            chosen = sorted(known if annotations is None else set(annotations))
             sample = make_sample(row, chosen, coords="pixel")
         except ValueError as error:
             file = str(origin_of(row).get("file") or "")
-            problems.append(Skipped(uid=str(row.get("uid")), file=file, reason=str(error)))
+            counts.problems.append(Skipped(uid=uid_of(row), file=file, reason=str(error)))
             continue
-        coverage.update(held & known)
-        kinds[sample.answer_type] += 1
-        unlabelled += not sample.answer
-        sizes.extend(image.size for image in sample.plain.images)
-        if disclosed(sample.privileged.context, sample.answer, sample.choices):
-            disclosing.append(sample.uid)
-    by_area = sorted(sizes, key=lambda size: size[0] * size[1])
-    return Report(
-        num_rows=len(rows),
-        num_images=len(sizes),
-        sizes=(by_area[0], by_area[-1]) if by_area else None,
-        answer_types=dict(kinds),
-        coverage=dict(coverage),
-        unknown=dict(unknown),
-        unlabelled=unlabelled,
-        disclosing=disclosing,
-        problems=problems,
-    )
+        counts.add(row, sample, held, known)
+    return counts.report(len(rows))
+
+
+class _Counts:
+    """What `validate` has counted so far."""
+
+    def __init__(self, others: tuple[set[bytes], set[bytes]]) -> None:
+        self.others, self.seen = others, set()
+        self.kinds, self.coverage, self.unknown, self.traps = (Counter() for _ in range(4))
+        self.meta = {name: Counter() for name in META}
+        self.num_images, self.unlabelled = 0, 0
+        self.smallest: tuple[int, int] | None = None
+        self.largest: tuple[int, int] | None = None
+        self.uids: dict[str, list[str]] = {name: [] for name in _CHECKS}
+        self.problems: list[Skipped] = []
+
+    def add(self, row: Mapping[str, Any], sample: Sample, held: set[str], known: set[str]) -> None:
+        """Counts a good row."""
+        self.coverage.update(known)
+        self.unknown.update(held - known)
+        self.kinds[sample.answer_type] += 1
+        self.unlabelled += not sample.answer
+        self.traps.update(name for name in TRAPS if row.get(name) is not None)
+        for name, values in self.meta.items():
+            if sample.source.get(name) is not None:
+                values[str(sample.source[name])] += 1
+        for image in sample.plain.images:
+            self.num_images += 1
+            self.smallest = min(self.smallest or image.size, image.size, key=_area)
+            self.largest = max(self.largest or image.size, image.size, key=_area)
+        whole, pictures = _digests(sample)
+        found = {
+            "disclosing": disclosed(sample.privileged.context, sample.answer, sample.choices),
+            "leaking": _leak(sample),
+            "answered": not sample.choices and disclosed(sample.question, sample.answer),
+            "repeated": whole in self.seen,
+            "overlapping": whole in self.others[0],
+            "shared_pictures": whole not in self.others[0] and pictures & self.others[1],
+        }
+        self.seen.add(whole)
+        for name in _CHECKS:
+            if found[name]:
+                self.uids[name].append(sample.uid)
+
+    def report(self, num_rows: int) -> Report:
+        """The counts as a record."""
+        sizes = (self.smallest, self.largest) if self.smallest and self.largest else None
+        return Report(
+            num_rows=num_rows,
+            num_images=self.num_images,
+            sizes=sizes,
+            answer_types=dict(self.kinds),
+            coverage=dict(self.coverage),
+            unknown=dict(self.unknown),
+            unlabelled=self.unlabelled,
+            meta={name: dict(values) for name, values in self.meta.items() if values},
+            traps=dict(self.traps),
+            problems=self.problems,
+            **self.uids,
+        )
+
+
+_CHECKS = {
+    "disclosing": "privileged text holds the answer",
+    "leaking": "the question holds privileged text",
+    "answered": "the open question holds its answer",
+    "repeated": "question and pictures of an earlier row",
+    "overlapping": "question and pictures are in the other set",
+    "shared_pictures": "a picture is in the other set, under another question",
+}
 
 
 def data_card(report: Report, title: str) -> str:
@@ -89,18 +166,66 @@ def data_card(report: Report, title: str) -> str:
         f"- pictures: {report.num_images}{_size_range(report)}",
         f"- answers: {_counts(report.answer_types)}; {report.unlabelled} rows without one",
         f"- annotations (rows): {_counts(report.coverage)}",
-        f"- rows whose privileged text holds the answer: {len(report.disclosing)}",
+        *(f"- {name}: {_counts(values)}" for name, values in report.meta.items()),
+        "",
+        "## Checks",
+        "",
+        "| Rows in which | Count | The first |",
+        "|---|--:|---|",
     ]
+    for name, words in _CHECKS.items():
+        uids = getattr(report, name)
+        lines.append(f"| {words} | {len(uids)} | {', '.join(uids[:3])} |")
+    lines.append("")
     for key, count in sorted(report.unknown.items()):
         near = difflib.get_close_matches(key, type_names(), n=1)
         hint = f", did you mean {near[0]}?" if near else ""
         lines.append(f"- unknown annotation {key!r} in {count} rows{hint}")
+    lines += [f"- column {name!r} in {n} rows: {TRAPS[name]}" for name, n in report.traps.items()]
     if report.problems:
         lines += ["", "## Problems", ""]
         lines += [f"- {problem.reason}" for problem in report.problems[:MAX_LISTED]]
         rest = len(report.problems) - MAX_LISTED
         lines += [f"- and {rest} more"] if rest > 0 else []
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _digests_of(rows: Iterable[Mapping[str, Any]]) -> tuple[set[bytes], set[bytes]]:
+    """Names of the questions with their pictures, and of the pictures, of the good rows."""
+    wholes, pictures = set(), set()
+    for row in rows:
+        try:
+            whole, its_pictures = _digests(make_sample(row, []))
+        except ValueError:
+            continue
+        wholes.add(whole)
+        pictures |= its_pictures
+    return wholes, pictures
+
+
+def _digests(sample: Sample) -> tuple[bytes, set[bytes]]:
+    """A name of question and pictures together, and one of each picture, by their pixels."""
+    pictures = [
+        _digest(image.tobytes() + bytes(str(image.size), "ascii")) for image in sample.plain.images
+    ]
+    words = " ".join(sample.question.lower().split())
+    return _digest(words.encode() + b"".join(pictures)), set(pictures)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=12).digest()
+
+
+def _leak(sample: Sample) -> str | None:
+    """A privileged line that stands in what the student reads, too."""
+    turns = [str(turn["content"]) for turn in sample.history]
+    seen = "\n".join([sample.question, sample.system or "", *turns])
+    lines = (line.strip() for line in sample.privileged.context.splitlines())
+    return next((line for line in lines if len(line) >= MIN_LEAK_LENGTH and line in seen), None)
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
 
 
 def _held(row: Mapping[str, Any]) -> set[str]:

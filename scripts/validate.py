@@ -1,6 +1,9 @@
-"""Checks a data set row by row and prints a data card; exits with 1 when a row is bad.
+"""Checks a data set row by row and prints a data card, which --card also writes.
 
-python scripts/validate.py rows/ --card rows/README.md
+    python scripts/validate.py rows/ --card rows/README.md
+    python scripts/validate.py rows/ --against benchmark/     # shared questions and pictures
+
+Exits with 1 when a row is bad, leaks privileged text into the question, or is in the other set.
 """
 
 import argparse
@@ -23,11 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", help="a data set as read_rows takes it")
     parser.add_argument("--split", help="split of the data set")
     parser.add_argument("--annotations", nargs="*", help="types to check; default: all there are")
-    parser.add_argument("--card", type=Path, help="write the data card here")
+    parser.add_argument("--against", help="another data set that must not share questions")
+    parser.add_argument("--card", type=Path, help="write the data card here, e.g. rows/README.md")
     parser.add_argument("--problems", type=Path, help="write all bad rows here, as JSONL")
     options = parser.parse_args(arguments)
     try:
-        report = validate(rows_of(options.source, options.split), options.annotations)
+        others = rows_of(options.against, None) if options.against else ()
+        rows = rows_of(options.source, options.split)
+        report = validate(rows, options.annotations, against=others)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -35,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(card)
     if options.card:
         options.card.write_text(card, encoding="utf-8")
+        print(f"data card: {options.card}")
     if options.problems:
         lines = [json.dumps(asdict(problem), ensure_ascii=False) for problem in report.problems]
         options.problems.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return 1 if report.problems else 0
+    return 1 if report.problems or report.leaking or report.overlapping else 0
 
 
 if __name__ == "__main__":

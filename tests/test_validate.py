@@ -1,0 +1,98 @@
+"""The validator's checks, and what counts as a disclosed answer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dopd_vlm.data.texts import disclosed
+from dopd_vlm.data.validate import data_card, validate
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "validate.py"
+CHOICES = {"A": "left", "B": "right", "C": "behind"}
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "choices"),
+    [
+        ("that makes twenty-one", "21", None),
+        ("that makes Twenty one", "21.0", None),
+        ("about 1/2 of it", "0.5", None),
+        (r"so \frac{1}{2} remains", "1/2", None),
+        ("0.5 remains", r"\frac{1}{2}", None),
+        ("1,200.0 people", "1200", None),
+        ("it is **B**", "B", CHOICES),
+        (r"\boxed{B}", "B", CHOICES),
+        ("B is correct", "B", CHOICES),
+        ("the right one is B", "B", CHOICES),
+        ('pick "B"', "B", CHOICES),
+        ("look to the right", "B", CHOICES),
+        ("options A and (C)", "A,C", CHOICES),
+    ],
+)
+def test_variants_that_disclose(text, answer, choices) -> None:
+    assert disclosed(text, answer, choices)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "choices"),
+    [
+        ("twenty things", "21", None),
+        ("on 1/2/2024", "0.5", None),
+        ("half of 11/20", "0.5", None),
+        ("A cup stands behind B", "B", CHOICES),
+        ("look at the left side", "B", CHOICES),
+        ("Bright things", "B", CHOICES),
+        ("three of four", "7", None),
+    ],
+)
+def test_variants_that_do_not(text, answer, choices) -> None:
+    assert disclosed(text, answer, choices) is None
+
+
+def row(uid, colour="red", **more):
+    picture = Image.new("RGB", (8, 6), colour)
+    return {"uid": uid, "images": [picture], "question": f"what {uid} ?", "answer": "cup", **more}
+
+
+def test_leaks_repetitions_and_overlaps_are_told_apart() -> None:
+    caption = "a table with many things"
+    rows = [
+        row("fine", annotations={"captions": [caption]}),
+        row("leak", question=f"Given {caption}, what ?", annotations={"captions": [caption]}),
+        row("told", question="is it a cup or a plate ?"),
+        row("again", question=" What  fine ?"),
+        row("taken", "blue"),
+        row("near", "green", hint="x"),
+        row("bad", question=""),
+    ]
+    report = validate(
+        rows, against=[row("taken", "blue"), row("other", "green"), row("x", question="")]
+    )
+    found = {
+        name: getattr(report, name)
+        for name in ("leaking", "answered", "repeated", "overlapping", "shared_pictures")
+    }
+    assert found == {
+        "leaking": ["leak"], "answered": ["told"], "repeated": ["again"],
+        "overlapping": ["taken"], "shared_pictures": ["near"],
+    }  # fmt: skip
+    assert [problem.uid for problem in report.problems] == ["bad"]
+    card = data_card(report, "mine")
+    assert "| the question holds privileged text | 1 | leak |" in card
+    assert "column 'hint' in 1 rows: VLMEvalKit prints" in card
+    assert "rows: 7, of which 6 are good and 1 are not" in card
+
+
+def test_the_script_fails_on_an_overlap_and_writes_the_card(tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"uid": "x", "question": "what ?", "answer": "1"}')
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "a.jsonl")]
+    card = ["--card", str(tmp_path / "card.md"), "--against", str(tmp_path / "a.jsonl")]
+    done = subprocess.run([*command, *card], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert (
+        "| question and pictures are in the other set | 1 | x |"
+        in (tmp_path / "card.md").read_text()
+    )

@@ -7,6 +7,7 @@ Prints the memory over that of the loaded student, in MiB, and deletes the set.
 
 import io
 import json
+import random
 import shutil
 import sys
 import tarfile
@@ -34,14 +35,14 @@ ENCODE_EVERY = 20
 
 
 def pictures() -> list[bytes]:
-    """JPEGs of 200 x 150 pixels, padded to PICTURE_BYTES behind their end."""
+    """JPEGs of 200 x 150 pixels, with noise behind their end up to PICTURE_BYTES less a number."""
     photo = Image.open(PHOTO).convert("RGB")
-    made = []
+    made, padding = [], random.Random(0)
     for index in range(POOL):
         left, top = index % 100, index // 100 * 20
         buffer = io.BytesIO()
         photo.crop((left, top, left + 200, top + 150)).save(buffer, "JPEG", quality=85)
-        made.append(buffer.getvalue().ljust(PICTURE_BYTES - 8, b"\0"))
+        made.append(buffer.getvalue() + padding.randbytes(PICTURE_BYTES - 8 - buffer.tell()))
     return made
 
 

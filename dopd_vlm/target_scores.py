@@ -112,7 +112,8 @@ def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> _Ro
     num_rows, new = len(rows.ids), rows.hidden.new_empty
     size = softmax.rows(num_rows, dtype, device)
     buffer = new(size, softmax.width, dtype=dtype)
-    scratch = new(rows_in_cache(softmax.width, dtype, device), softmax.width, dtype=dtype)
+    lines = min(size, rows_in_cache(softmax.width, dtype, device))
+    scratch = new(lines, softmax.width, dtype=dtype)
     found = _RowScores(
         logp=new(num_rows, dtype=dtype),
         loss_logp=new(num_rows, dtype=dtype),

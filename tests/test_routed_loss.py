@@ -1,9 +1,13 @@
 """Properties of the routed loss that training relies on; test_routed_exact.py has its values."""
 
+import weakref
+
 import pytest
 import reference
 import torch
 from routed_case import WIDER, B, Case, H, V, one_route, small_k
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dopd_vlm.methods import METHODS
 from dopd_vlm.routed_loss import routed_loss, target_scores
@@ -223,3 +227,42 @@ def test_bad_input_is_refused():
     case.ids[0, 0] = V
     with pytest.raises(ValueError, match="outside the common"):
         case.run("dopd")
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside it hold at once, and the largest one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.largest, self.known = 0, 0, 0, weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in self.known:
+                storage = leaf.untyped_storage()
+                self.known.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.free, storage.nbytes())
+                self.peak = max(self.peak, self.now)
+                self.largest = max(self.largest, storage.nbytes())
+        return result
+
+    def free(self, size):
+        self.now -= size
+
+
+@pytest.mark.parametrize("name", ["dopd", "opd", "opd_full", "opsd"])
+def test_memory_does_not_grow_with_the_tokens(name):
+    """Over inputs and gradients: chunks of logits, and K numbers per token of those that need them."""
+    chunk, vocab, peaks = 8, 2000, []
+    for num_tokens in (64, 256):
+        case = Case(34, torch.float32, shape=(1, num_tokens), vocab=vocab, rate=1.0)
+        hidden, head = case.leaves()
+        with PeakBytes() as bytes_:
+            case.run(small_k(METHODS[name]), hidden, head, chunk_size=chunk).loss.backward()
+        assert bytes_.largest <= 2 * chunk * vocab * 4
+        peaks.append(bytes_.peak - hidden.grad.nbytes - head.grad.nbytes)
+    # A row of logits is 8000 bytes.
+    assert (peaks[1] - peaks[0]) / (256 - 64) < 200
+    assert peaks[0] < 6 * chunk * vocab * 4

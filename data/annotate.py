@@ -17,9 +17,9 @@ from typing import Any
 
 from dopd_vlm.endpoint import Client, Endpoint, GaveUpError, RejectedError, Reply, SetupError
 
-from .annotate_prompts import CHECK, PLACES, WORDINGS
+from .annotate_prompts import CHECK, PLACES, REPAIR, WORDINGS
 from .annotate_replies import described
-from .annotate_requests import Asked, asked, check_request, write_request
+from .annotate_requests import Asked, asked, check_request, repair_turns, write_request
 from .annotate_standing import (
     Accepted,
     Dropped,
@@ -192,6 +192,8 @@ class _Run:
         else:
             annotation = described(kind, state.value, shown.frames)
             messages = check_request(kind, shown, annotation)
+        if state.bad is not None:
+            messages += repair_turns(*state.bad)
         frames = [[frame.family, frame.size, frame.resized] for frame in shown.frames]
         head = {"kind": kind, "step": state.step, "attempt": state.attempt, "frames": frames}
         try:
@@ -211,7 +213,7 @@ class _Run:
 
 def _settings(task: Task, endpoint: Endpoint) -> dict[str, Any]:
     """What replies depend on; another value needs another folder."""
-    wording = repr([WORDINGS[kind] for kind in task.kinds]) + CHECK + repr(PLACES)
+    wording = repr([WORDINGS[kind] for kind in task.kinds]) + CHECK + REPAIR + repr(PLACES)
     return {
         "model": endpoint.model,
         "coords": task.coords,

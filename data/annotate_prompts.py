@@ -27,6 +27,11 @@ CHECK = (
     "Question:\n{question}\n{answer}Annotation:\n{annotation}\n\n{criteria}\n"
     'Reply with one JSON object and nothing else: {"good": true or false, "reason": "one sentence"}'
 )
+REPAIR = (
+    "That cannot be used. {reason}\nWrite it anew, all of it: one JSON value of the form asked for "
+    "and nothing else."
+)
+"""Follows a bad reply: at temperature 0 the same question alone would get the same reply."""
 
 
 @dataclass(frozen=True, kw_only=True)

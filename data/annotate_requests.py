@@ -12,7 +12,7 @@ from qwen_vl_utils.vision_process import smart_resize
 
 from dopd_vlm.types import Message
 
-from .annotate_prompts import ANSWER, CHECK, PLACES, WORDINGS
+from .annotate_prompts import ANSWER, CHECK, PLACES, REPAIR, WORDINGS
 from .coords import Frame
 from .pictures import load_picture
 from .questions import PLACEHOLDER, Question, read_question
@@ -71,6 +71,12 @@ def check_request(kind: str, row: Asked, annotation: str) -> list[Message]:
     """The second pass: judge it."""
     template = CHECK.replace("{criteria}", WORDINGS[kind].criteria)
     return _turn(_filled(template, row, {"annotation": annotation}), row.urls)
+
+
+def repair_turns(text: str, reason: str) -> list[Message]:
+    """The turns after a bad reply: it, and what is wrong with it."""
+    asked_again = REPAIR.replace("{reason}", reason)
+    return [{"role": "assistant", "content": text}, {"role": "user", "content": asked_again}]
 
 
 def _filled(template: str, row: Asked, more: Mapping[str, str]) -> str:

@@ -49,6 +49,8 @@ class Needed:
     attempt: int
     value: Any = None
     """What is to be checked."""
+    bad: tuple[str, str] | None = None
+    """The last reply of this step and why it could not be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ def standing(
     value = None
     for step in ("write", "check"):
         of_step = [r for r in replies if (r["kind"], r["step"]) == (kind, step)]
-        reason = ""
+        reason, bad = "", None
         for record in of_step:
             try:
                 if record.get("rejected"):
@@ -88,11 +90,12 @@ def standing(
                 return Dropped(kind=kind, step=step, reason=f"recheck: {why}")
             except BadReplyError as error:
                 reason = str(error)
+                bad = (str(record.get("text")), reason)
         else:
             done = len(of_step) >= attempts or reason.startswith("rejected")
             if done:
                 return Dropped(kind=kind, step=step, reason=reason)
-            return Needed(step=step, attempt=len(of_step), value=value)
+            return Needed(step=step, attempt=len(of_step), value=value, bad=bad)
     raise AssertionError("the check step returns")
 
 

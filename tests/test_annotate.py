@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -194,6 +195,9 @@ def test_a_second_attempt_saves_the_row(folder) -> None:
 
     outcome, bodies = run(folder, script)
     assert (outcome.kept, len(bodies)) == (6, 24)
+    again = next(body["messages"] for _, _, body in bodies if len(body["messages"]) > 1)
+    assert again[1] == {"role": "assistant", "content": "hm"}
+    assert again[2]["content"].startswith("That cannot be used. no JSON: 'hm'")
 
 
 def test_the_second_pass_drops_rows(folder) -> None:
@@ -422,26 +426,31 @@ def test_a_reply_with_two_values_is_not_guessed_at() -> None:
 
 
 @pytest.mark.slow
-def test_a_real_server_speaks_the_same_protocol(folder) -> None:
-    """`transformers serve` with the embedded text student: its replies are no JSON, but kept."""
-    model = Path(__file__).parents[1] / "data" / "assets" / "student_text"
-    port = "8127"
+@pytest.mark.parametrize(("name", "kind"), [("student_text", "hints"), ("student_vl", "boxes")])
+def test_a_real_server_speaks_the_same_protocol(folder, name, kind) -> None:
+    """`transformers serve` with an embedded student: its replies are no JSON, but kept."""
+    model = Path(__file__).parents[1] / "data" / "assets" / name
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     server = subprocess.Popen(
         [str(Path(sys.executable).parent / "transformers"), "serve", str(model), "--port", port,
          "--device", "cpu"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        rows = [{"uid": f"q{i}", "question": f"list : {i} 2", "answer": "x"} for i in range(3)]
+        rows = [
+            {"uid": f"q{i}", "question": f"how many red ? {i}", "answer": "x"} for i in range(3)
+        ]
+        images = {"images": ["p1.jpg"]} if kind == "boxes" else {}
+        rows = read_rows([{**row, **images} for row in rows], root=folder)
         where = Endpoint(url=f"http://localhost:{port}/v1", model=str(model), max_tokens=8,
                          max_concurrent=2, timeout_s=60, first_wait_s=4, max_repeats=10)  # fmt: skip
-        outcome = annotate(
-            read_rows(rows), folder / "real", Task(kinds=("hints",), attempts=1), where
-        )
+        outcome = annotate(rows, folder / "real", Task(kinds=(kind,), attempts=1), where)
     finally:
         server.terminate()
         server.wait()
     assert outcome.stopped == "" and outcome.pending == 0
-    assert outcome.kept + sum(outcome.dropped.values()) == 3
+    assert outcome.kept + sum(outcome.dropped.values()) == 3 and "rejected" not in outcome.dropped
     assert outcome.progress.num_requests >= 3
     assert outcome.progress.prompt_tokens > 0 and outcome.progress.completion_tokens > 0

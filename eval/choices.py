@@ -27,7 +27,7 @@ PRONOUN = r"(?!'|\s+(?:think|believe|guess|am|would|will|choose|pick|see|can|can
 RULED_OUT = (
     r"\)?[\s:-]*(?i:(?:(?:is|are|was|were|can|could|must|does|do|has|be|been|seems?|looks?|both|"
     r"all|also|clearly|definitely|obviously|therefore)\s+)+not\b|"
-    r"(?:(?:is|are|was|were|must|has|be|been|seems?|looks?|both|all|also|clearly|definitely|"
+    r"(?:(?:is|are|was|were|can|could|must|has|be|been|seems?|looks?|both|all|also|clearly|definitely|"
     r"obviously|therefore)\s+)*"
     r"(?:cannot|can't|isn't|aren't|wasn't|doesn't|don't|couldn't|never|wrong|incorrect|false|"
     r"ruled out|eliminated|excluded|impossible|invalid|unlikely)\b)"

@@ -119,7 +119,8 @@ def _contest(text: str, gold: str) -> float | None:
 
 def _ordering(text: str, gold: str) -> float | None:
     """Olympiad: one minus the edit distance of the number lists over the longer one's length."""
-    lists = re.findall(r"\d+(?:\s*,\s*\d+)+|(?<=[Aa]nswer:)\s*\d+", text)
+    listed = r"\d+(?:\s*,\s*\d+)"
+    lists = re.findall(rf"[Aa]nswer:?[\s*]*({listed}*)", text) or re.findall(rf"{listed}+", text)
     if not lists:
         return None
     found, wanted = re.findall(r"\d+", lists[-1]), re.findall(r"\d+", gold)

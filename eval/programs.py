@@ -128,7 +128,7 @@ def function_gold(raw: Sequence[Any]) -> str:
     return f"{prompt}{{completion}}\n\n{tests}\n\ncheck({entry_point})\n"
 
 
-def tests_gold(raw: Sequence[Any]) -> str:
+def cases_gold(raw: Sequence[Any]) -> str:
     """LiveCodeBench's public tests, private tests and metadata as JSON.
 
     Raises:
@@ -157,7 +157,7 @@ def private_tests(raw: Any) -> list[dict[str, Any]]:
     Raises:
         ValueError: the pickle holds anything else, or the text is neither form.
     """
-    if not isinstance(raw, str) or raw.lstrip().startswith("["):
+    if not isinstance(raw, str) or not raw.strip() or raw.lstrip().startswith("["):
         return _listed(raw)
     try:
         packed = zlib.decompress(base64.b64decode(raw, validate=True))

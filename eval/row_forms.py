@@ -8,7 +8,7 @@ from typing import Any
 from .function_calls import calls_gold
 from .livebench import livebench_gold
 from .logic_grids import grid_gold, grid_question
-from .programs import function_gold, program_question, tests_gold, verifiers_gold
+from .programs import function_gold, program_question, cases_gold, verifiers_gold
 
 Choices = Mapping[str, str]
 """{letter: option text}; empty for open questions."""
@@ -62,7 +62,7 @@ ANSWER_FORMS: dict[str, Callable[[Any, Choices], str]] = {
     "zero_one": _zero_one,
     "first_choice": lambda raw, choices: plain(raw),
     "function_tests": lambda raw, choices: function_gold(raw),
-    "tests": lambda raw, choices: tests_gold(raw),
+    "tests": lambda raw, choices: cases_gold(raw),
     "verifiers": lambda raw, choices: verifiers_gold(raw),
     "calls": lambda raw, choices: calls_gold(raw),
     "grid": lambda raw, choices: grid_gold(raw),

@@ -33,6 +33,8 @@ def test_embedded_tasks_name_shipped_rows() -> None:
         ("generation: {temperatur: 1}", "generation.temperatur is unknown; near: temperature"),
         ("generation: {temperature: -1}", "must not be negative"),
         ("prompts: {question: nothing}", "lacks {question}"),
+        ("answer_form: opton", "unknown answer_form 'opton'; near: option"),
+        ("question_form: gird", "unknown question_form 'gird'; near: grid"),
     ],
 )
 def test_a_broken_task_file_says_what_is_wrong(tmp_path: Path, line: str, message: str) -> None:
@@ -43,8 +45,32 @@ def test_a_broken_task_file_says_what_is_wrong(tmp_path: Path, line: str, messag
     assert message in str(caught.value)
 
 
-def test_suites_hold_known_tasks() -> None:
-    assert {name for suite in SUITES.values() for name in suite} <= set(benchmark_names())
+def test_suites_are_the_papers_benchmarks() -> None:
+    """Every one of its sixteen columns, with its numbers; the means are those of its tables."""
+    papers = {
+        name: [load_benchmark(task).paper for task in tasks] for name, tasks in SUITES.items()
+    }
+    tables = {name: [paper for paper in found if paper] for name, found in papers.items()}
+    assert {name: len(found) for name, found in tables.items()} == {"paper_vlm": 8, "paper_llm": 8}
+    for name, student, dopd in (
+        ("paper_vlm", "Qwen3-VL-2B", 58.4),
+        ("paper_llm", "Qwen3-1.7B", 51.4),
+    ):
+        assert sum(paper["DOPD"] for paper in tables[name]) / 8 == pytest.approx(dopd, abs=0.06)
+        assert all(paper[student] < paper["DOPD"] for paper in tables[name])
+    assert sum(p["VA-OPD"] for p in tables["paper_vlm"]) / 8 == pytest.approx(56.3, abs=0.06)
+    assert sum(p["EOPD"] for p in tables["paper_llm"]) / 8 == pytest.approx(46.1, abs=0.06)
+
+
+def test_parts_of_a_task() -> None:
+    parts = load_benchmark("dynamath").parts
+    assert [part.split for part in parts] == [f"sample_variant{i}" for i in range(1, 11)]
+    assert parts[2].label == "sample_variant3"
+    assert [(p.rows, p.config, p.label) for p in load_benchmark("livebench").parts[:2]] == [
+        ("livebench/reasoning", None, "reasoning"),
+        ("livebench/math", None, "math"),
+    ]
+    assert [part.label for part in load_benchmark("mmstar").parts] == [""]
 
 
 def test_unknown_task_names_near_ones() -> None:

@@ -216,6 +216,8 @@ def test_bad_input_is_refused():
         case.run("dodp")
     with pytest.raises(ValueError, match="temperature=0"):
         case.run("opd", temperature=0)
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        case.run("opd", chunk_size=0)
     wide = target_scores(case.teacher, case.teacher_head, case.ids, case.mask, top_k=3)
     with pytest.raises(ValueError, match=f"vocab_size={V}"):
         case.run("dopd", teacher_scores=wide)

@@ -95,9 +95,12 @@ def _filled(template: str, row: Asked, more: Mapping[str, str]) -> str:
 
 
 def _question(question: Question) -> str:
-    """Earlier turns, the question and its choices."""
+    """Earlier turns, the question and its choices; of several pictures, which stands where."""
     lines = [f"{turn['role']}: {turn['content']}" for turn in question.history]
-    lines.append(question.text.replace(PLACEHOLDER, "").strip())
+    pieces = question.text.split(PLACEHOLDER)
+    if len(pieces) > 2:
+        pieces[1:] = [f"[picture {n}]{piece}" for n, piece in enumerate(pieces[1:], start=1)]
+    lines.append("".join(pieces).strip())
     lines += [f"{letter}. {option}" for letter, option in (question.choices or {}).items()]
     return "\n".join(lines)
 

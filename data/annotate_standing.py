@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,30 +73,43 @@ def standing(
     kind: str, replies: Sequence[Record], question: Question, attempts: int
 ) -> Needed | Dropped | Accepted:
     """What a row's replies of one kind come to: a pure function, whenever it is asked."""
-    value = None
-    for step in ("write", "check"):
-        of_step = [r for r in replies if (r["kind"], r["step"]) == (kind, step)]
-        reason, bad = "", None
-        for record in of_step:
-            try:
-                if record.get("rejected"):
-                    raise BadReplyError(f"rejected: {record['rejected']}")
-                if step == "write":
-                    value = _written(kind, record, question)
-                    break
-                good, why = verdict(record["text"], record["finish_reason"])
-                if good:
-                    return Accepted(value=value)
-                return Dropped(kind=kind, step=step, reason=f"recheck: {why}")
-            except BadReplyError as error:
-                reason = str(error)
-                bad = (str(record.get("text")), reason)
-        else:
-            done = len(of_step) >= attempts or reason.startswith("rejected")
-            if done:
-                return Dropped(kind=kind, step=step, reason=reason)
-            return Needed(step=step, attempt=len(of_step), value=value, bad=bad)
-    raise AssertionError("the check step returns")
+
+    def of_step(step: str) -> list[Record]:
+        return [record for record in replies if (record["kind"], record["step"]) == (kind, step)]
+
+    def missing(step: str, bad: Sequence[tuple[str, str]], value: Any) -> Needed | Dropped:
+        if bad and (len(bad) >= attempts or bad[-1][1].startswith("rejected")):
+            return Dropped(kind=kind, step=step, reason=bad[-1][1])
+        last = bad[-1] if bad else None
+        return Needed(step=step, attempt=len(bad), value=value, bad=last)
+
+    value, bad = _first_usable(of_step("write"), lambda r: _written(kind, r, question))
+    if value is None:
+        return missing("write", bad, None)
+    judged, bad = _first_usable(of_step("check"), lambda r: verdict(r["text"], r["finish_reason"]))
+    if judged is None:
+        return missing("check", bad, value)
+    good, why = judged
+    return (
+        Accepted(value=value)
+        if good
+        else Dropped(kind=kind, step="check", reason=f"recheck: {why}")
+    )
+
+
+def _first_usable(
+    records: Sequence[Record], read: Callable[[Record], Any]
+) -> tuple[Any, list[tuple[str, str]]]:
+    """(what the first usable reply says or None, each bad reply before it with its reason)."""
+    bad: list[tuple[str, str]] = []
+    for record in records:
+        try:
+            if record.get("rejected"):
+                raise BadReplyError(f"rejected: {record['rejected']}")
+            return read(record), bad
+        except BadReplyError as error:
+            bad.append((str(record.get("text")), str(error)))
+    return None, bad
 
 
 def question_of(row: Row, task: Task) -> Question:

@@ -5,7 +5,7 @@ What only the teacher may see goes where the other project keeps such things, or
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from dopd_vlm.types import Message, Sample
 
 from .pictures import load_picture
 from .rows import Row
-from .views import origin_of
+from .views import AnnotationChoice, Skipped, check_choices, make_sample, origin_of, uid_of
 
 JSON_COLUMNS = ("annotations", "choices", "meta", "messages")
 PICTURES = ("images", "teacher_images", "bbox_images")
@@ -73,6 +73,41 @@ def with_bytes(row: Mapping[str, Any]) -> Row:
         if row.get(field) is not None:
             made[field] = [_embedded(load_picture(source, root=root)) for source in row[field]]
     return made
+
+
+def export(
+    kind: str,
+    rows: Iterable[Mapping[str, Any]],
+    annotations: Sequence[AnnotationChoice],
+    path: Path,
+    **options: Any,
+) -> tuple[int, list[Skipped]]:
+    """Writes rows in the form `kind` of `EXPORTERS` to one Parquet file.
+
+    Args:
+        annotations: what the privileged side shows, for the forms that have one.
+        options: as for `make_sample`.
+
+    Returns:
+        How many rows were written, and those left out with the reason.
+
+    Raises:
+        ValueError: unknown kind, annotation type or form; no good row.
+    """
+    if kind not in EXPORTERS:
+        raise ValueError(f"unknown form {kind!r}; known: {', '.join(EXPORTERS)}")
+    skipped: list[Skipped] = []
+
+    def made() -> Iterator[Row]:
+        for row in rows:
+            try:
+                yield EXPORTERS[kind](row, make_sample(row, annotations, **options))
+            except ValueError as error:
+                file = str(origin_of(row).get("file") or "")
+                skipped.append(Skipped(uid=uid_of(row), file=file, reason=str(error)))
+
+    check_choices(annotations)
+    return write_parquet(made(), path), skipped
 
 
 def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
@@ -164,3 +199,11 @@ def _flat(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join("<image>" if block["type"] == "image" else block["text"] for block in content)
+
+
+EXPORTERS: dict[str, Callable[[Mapping[str, Any], Sample], Row]] = {
+    "parquet": lambda row, sample: with_bytes(row),
+    "trl": lambda row, sample: to_trl(sample),
+    "verl": lambda row, sample: to_verl(sample),
+}
+"""Our own rows with their pictures inside, and those of other trainers."""

@@ -41,7 +41,7 @@ class ParquetTable:
         for file, number in self._groups:
             num_rows = file.metadata.row_group(number).num_rows
             self._starts.append(self._starts[-1] + num_rows)
-        self._features = {id(file): _undecoded(file.schema_arrow) for file in files}
+        self._features = {id(file): _features(file.schema_arrow) for file in files}
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -82,7 +82,11 @@ class HubTable:
     """Rows of a `datasets.Dataset`, pictures left as path and bytes."""
 
     def __init__(self, table: Any) -> None:
-        self._table = table.cast(_undecoded(table.data.schema, table.features))
+        # Column by column: casting the whole table would write it anew.
+        for column, feature in _undecoded(table.features).items():
+            if feature != table.features[column]:
+                table = table.cast_column(column, feature)
+        self._table = table
 
     def __len__(self) -> int:
         return len(self._table)
@@ -141,11 +145,17 @@ def _converted(paths: Sequence[Path]) -> Table:
         ) from error
 
 
-def _undecoded(schema: pa.Schema, features: Any = None) -> Any:
+def _features(schema: pa.Schema) -> Any:
+    import datasets
+
+    return _undecoded(datasets.Features.from_arrow_schema(schema))
+
+
+def _undecoded(features: Mapping[str, Any]) -> Any:
     """The features with pictures as path and bytes, which `load_picture` then checks."""
     import datasets
 
-    made = datasets.Features(features or datasets.Features.from_arrow_schema(schema))
+    made = datasets.Features(features)
     for column, feature in made.items():
         if isinstance(feature, datasets.Image):
             made[column] = datasets.Image(decode=False)

@@ -8,6 +8,7 @@ processor once, without boxes, checks or a second view. One thread, one process,
 """
 
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -64,18 +65,23 @@ def rate(work: Callable[[Any], object], rows: Any) -> float:
     return len(rows) / statistics.median(times[1:])
 
 
-def main() -> None:
-    """Times the parts and prints a line each."""
-    folder = Path(tempfile.mkdtemp())
-    make_rows(folder)
+def make_processor() -> Qwen3VLProcessor:
+    """Qwen3-VL's processor with its own limits, on the embedded student's tokenizer."""
     path = embedded_model("embedded:student_vl")
     tokenizer = AutoTokenizer.from_pretrained(path)
-    processor = Qwen3VLProcessor(
+    return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(patch_size=16, size=SIZE),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(),
         chat_template=tokenizer.chat_template or (path / "chat_template.jinja").read_text(),
     )
+
+
+def main() -> None:
+    """Times the parts and prints a line each."""
+    folder = Path(tempfile.mkdtemp())
+    make_rows(folder)
+    processor = make_processor()
 
     def encode(messages: list[dict[str, Any]], images: Any) -> object:
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -109,6 +115,7 @@ def main() -> None:
         ("ours, that and both views encoded", both_views, rows),
     ):
         print(f"{name:45} {rate(work, source):7.1f} rows/s")
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

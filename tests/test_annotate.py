@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -350,6 +351,19 @@ def test_what_a_question_says_fills_no_field(folder) -> None:
     assert "x {answer} {places} ?" in bodies[0][2]["messages"][0]["content"][-1]["text"]
 
 
+def test_several_pictures_are_numbered_in_question_and_boxes(folder) -> None:
+    row = {"uid": "m", "images": ["p0.png", "p1.jpg"], "question": "m <image> or <image> ?"}
+    (folder / "metadata.jsonl").write_text(json.dumps(row))
+    reply = '[{"bbox_2d": [100, 200, 500, 800], "label": "cup", "image": 2}]'
+    _, bodies = run(folder, lambda body, n: (200, chat(reply)) if n == 1 else (200, chat(GOOD)))
+    first, second = (body["messages"][0]["content"] for _, _, body in bodies)
+    assert [block["type"] for block in first] == ["image_url", "image_url", "text"]
+    assert "m [picture 1] or [picture 2] ?" in first[-1]["text"]
+    assert 'image 2: [{"bbox_2d": [100, 200, 500, 800], "label": "cup"}]' in second[-1]["text"]
+    (made,) = read_rows(folder / "out")
+    assert made["annotations"]["boxes"] == [{"bbox": [20, 20, 80, 60], "label": "cup", "image": 1}]
+
+
 def command(folder, url):
     return [sys.executable, str(SCRIPT), str(folder), "--endpoint", url, "--model", "strong",
             "--kind", "boxes,hints", "--out", str(folder / "out"), "--concurrency", "2",
@@ -393,10 +407,12 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_repeated(folder) -> None:
     assert sum(answered.values()) - 24 <= 2
 
 
-def test_the_script_says_what_is_wrong(folder) -> None:
-    wrong = command(folder, "ftp://x")
-    done = subprocess.run(wrong, capture_output=True, text=True)
-    assert (done.returncode, "must start with http" in done.stderr) == (2, True)
+def test_the_script_says_what_is_wrong(folder, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", command(folder, "ftp://x")[1:])
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "must start with http" in capsys.readouterr().err
 
 
 FRAME = Frame(family="qwen3", size=(200, 100))

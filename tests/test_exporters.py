@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dopd_vlm.data.exporters import to_trl, to_verl, with_bytes, write_parquet
+from dopd_vlm.data.exporters import EXPORTERS, export, to_trl, to_verl, with_bytes, write_parquet
 from dopd_vlm.data.importers import import_rows
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_sample
@@ -82,3 +82,29 @@ def test_columns_or_types_that_come_late_are_refused_not_dropped(tmp_path) -> No
     with pytest.raises(ValueError, match="values of other types"):
         write_parquet([*rows[:110], {**rows[110], "question": [1]}], tmp_path / "x.parquet")
     assert not (tmp_path / "x.parquet").exists()
+
+
+@pytest.mark.parametrize("kind", list(EXPORTERS))
+def test_every_form_is_written_and_bad_rows_are_told(kind, tmp_path, sample) -> None:
+    row = {"uid": "a", "images": [sample.plain.images[0]], "question": "q ?", "answer": "red",
+           "annotations": {"captions": ["a secret caption"]}}  # fmt: skip
+    rows = [row, {**row, "uid": "b", "question": ""}]
+    written, skipped = export(kind, rows, ["captions"], tmp_path / "x.parquet")
+    assert (written, [bad.uid for bad in skipped]) == (1, ["b"])
+    importer = {"parquet": "trl"}.get(kind, kind)
+    (back,) = import_rows(importer, tmp_path / "x.parquet", "")
+    made = make_sample(back, ["captions"] if kind == "parquet" else [])
+    assert made.plain.images[0].tobytes() == sample.plain.images[0].tobytes()
+    assert (made.question, made.answer) == ("<image>q ?" if kind != "parquet" else "q ?", "red")
+    assert "secret" not in made.question
+    if kind != "verl":  # verl has no place that our importer reads privileged text from
+        assert made.privileged.context == "captions:\na secret caption"
+
+
+def test_unknown_forms_and_types_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"unknown form 'csv'; known: parquet, trl, verl"):
+        export("csv", [], [], tmp_path / "x")
+    with pytest.raises(ValueError, match="unknown annotation type 'boxs'"):
+        export("trl", [], ["boxs"], tmp_path / "x")
+    with pytest.raises(ValueError, match="no row to write"):
+        export("trl", [], [], tmp_path / "x")

@@ -1,0 +1,47 @@
+"""Writes a data set as one Parquet file with its pictures inside, in our form or another trainer's.
+
+    python scripts/export_rows.py parquet rows/ rows.parquet
+    python scripts/export_rows.py trl rows/ trl.parquet --annotations boxes hints
+
+`trl` puts the teacher's text into `privileged_context`, `verl` its pictures into `bbox_images`.
+Rows that make no sample are left out and counted.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from build import rows_of
+
+from dopd_vlm.data.exporters import EXPORTERS, export
+from dopd_vlm.data.validate import MAX_LISTED
+
+
+def main() -> int:
+    """Reads the arguments, writes, reports; 1 when a row was left out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=sorted(EXPORTERS))
+    parser.add_argument("source", help="a data set as read_rows takes it, or embedded:NAME/SPLIT")
+    parser.add_argument("out", type=Path, help="the Parquet file to write")
+    parser.add_argument("--split", help="split of the data set")
+    parser.add_argument("--annotations", nargs="*", default=[], help="NAME or NAME:FORM")
+    parser.add_argument("--coords", default="qwen3", help="coordinates of places in the text")
+    options = parser.parse_args()
+    pairs = [name.partition(":") for name in options.annotations]
+    chosen = [(name, form) if form else name for name, _, form in pairs]
+    try:
+        rows = rows_of(options.source, options.split)
+        written, skipped = export(options.kind, rows, chosen, options.out, coords=options.coords)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for bad in skipped[:MAX_LISTED]:
+        print(bad.reason, file=sys.stderr)
+    print(f"{written} rows in {options.out}, {len(skipped)} left out")
+    return 1 if skipped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

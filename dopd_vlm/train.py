@@ -1,41 +1,43 @@
-"""The training loop: build the state, take steps, evaluate, save, stop cleanly.
+"""The training loop: take steps, evaluate, save, stop cleanly.
 
 The loop knows no rows and no benchmarks: samples come as a sequence, evaluation and scoring as callables.
 """
 
-import copy
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
 from rich.console import Console
-from transformers import get_cosine_schedule_with_warmup
 
-from dopd_vlm.checkpoint import check_space, last_checkpoint, load_trainer_, save_checkpoint
+from dopd_vlm.assembly import build_state, configured_method, make_accelerator, run_folder
+from dopd_vlm.checkpoint import check_space, save_checkpoint
 from dopd_vlm.config import RunConfig
 from dopd_vlm.console import RunView
-from dopd_vlm.methods import Method, adjusted, method
-from dopd_vlm.models import (
-    Policy,
-    add_lora,
-    check_vocabularies,
-    has_bfloat16,
-    load_policy,
-    process_state,
-)
+from dopd_vlm.models import Policy
 from dopd_vlm.observer import Observer
 from dopd_vlm.state import EncodedSample, TrainState, encode_sample
 from dopd_vlm.step import Clock, greedy_views, train_step
 from dopd_vlm.trackers import check_trackers, start_trackers
 from dopd_vlm.tracking import Tracker, decoded_samples, memory_metrics, open_run_folder
 from dopd_vlm.types import Sample
+
+__all__ = [
+    "Evaluate",
+    "ScoreAnswer",
+    "TrainResult",
+    "build_state",
+    "configured_method",
+    "make_accelerator",
+    "row_order",
+    "run_folder",
+    "train",
+]
 
 log = logging.getLogger(__name__)
 
@@ -252,105 +254,3 @@ def interruptible() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """Processes, device, precision and trackers."""
-    # Not from an Accelerator: the precision of the first one cannot be changed.
-    device = process_state().device or "cpu"
-    use_bfloat16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and has_bfloat16(device)
-    )
-    return Accelerator(
-        mixed_precision="bf16" if use_bfloat16 else "no",
-        log_with=list(config.tracking) or None,
-        project_config=ProjectConfiguration(
-            project_dir=str(run_folder(config)), logging_dir=str(run_folder(config) / "tensorboard")
-        ),
-    )
-
-
-def run_folder(config: RunConfig) -> Path:
-    """Where the run writes."""
-    return Path(config.output_dir) / str(config.name)
-
-
-def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> TrainState:
-    """Models, method and optimizer; from the last checkpoint when resuming."""
-    chosen = configured_method(config)
-    checkpoint = last_checkpoint(run_dir) if config.resume else None
-    device = accelerator.device
-    student = load_student(config, device, checkpoint)
-    teacher = (
-        load_policy(config.teacher, device=device, trainable=False)
-        if chosen.needs_teacher
-        else None
-    )
-    if teacher is not None:
-        check_vocabularies(student, teacher)
-    parameters = [p for p in student.model.parameters() if p.requires_grad]
-    optim = config.optim
-    optimizer = torch.optim.AdamW(
-        parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
-    )
-    widths = [p.head.weight.shape[0] for p in (student, teacher) if p is not None]  # type: ignore[union-attr]
-    state = TrainState(
-        config=config,
-        accelerator=accelerator,
-        student=student,
-        teacher=teacher,
-        self_target=load_self_target(config, chosen, student, checkpoint),
-        method=chosen,
-        optimizer=optimizer,
-        scheduler=get_cosine_schedule_with_warmup(optimizer, optim.warmup_steps, optim.max_steps),
-        vocab_size=int(min(widths)),
-    )
-    if checkpoint is not None:
-        load_trainer_(state, checkpoint)
-    return state
-
-
-def configured_method(config: RunConfig) -> Method:
-    """The table named in the config, with the config's choices where the paper leaves one."""
-    chosen = config.method
-    return adjusted(
-        method(chosen.name),
-        self_target=chosen.self_target,
-        top_k=chosen.top_k,
-        support=chosen.support,
-        tail=chosen.tail,
-        light_weight=chosen.light_weight,
-        weak_weight=chosen.weak_weight,
-    )
-
-
-def load_student(config: RunConfig, device: torch.device, checkpoint: Path | None) -> Policy:
-    """The student with gradients, from a checkpoint when there is one."""
-    if config.lora.rank:
-        base = load_policy(config.student, device=device, trainable=False)
-        student = add_lora(base, config.lora, checkpoint)
-    else:
-        source = replace(config.student, path=str(checkpoint or config.student.path))
-        student = load_policy(source, device=device, trainable=True)
-    if config.optim.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return student
-
-
-def load_self_target(
-    config: RunConfig, chosen: Method, student: Policy, checkpoint: Path | None
-) -> Policy | None:
-    """Whose weights the self-target has: the live student itself, or a copy without gradient."""
-    if not chosen.needs_self_target:
-        return None
-    if chosen.self_target == "live":
-        return student
-    if config.lora.rank:
-        return replace(student, model=copy.deepcopy(student.model).requires_grad_(False))
-    average = (
-        checkpoint / "trainer" / "self_target"
-        if checkpoint and chosen.self_target == "ema"
-        else None
-    )
-    source = replace(config.student, path=str(average or config.student.path))
-    return load_policy(source, device=student.device, trainable=False, like=student)

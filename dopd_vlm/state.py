@@ -44,11 +44,18 @@ class EncodedSample:
 
 def encode_sample(state: TrainState, sample: Sample) -> EncodedSample:
     """Both views' prompts, encoded once. Raises ValueError naming the uid."""
-    config, pair = state.config, build_prompts(sample, state.config.prompts)
+    return EncodedSample(sample=sample, prompts=encoded_views(state.config, state.student, sample))
+
+
+def encoded_views(
+    config: RunConfig, student: Policy, sample: Sample
+) -> dict[ViewName, EncodedPrompt]:
+    """Both views' prompts of a sample. Raises ValueError naming the uid."""
+    pair = build_prompts(sample, config.prompts)
     views: tuple[ViewName, ...] = ("plain", "privileged")
     prompts: dict[ViewName, EncodedPrompt] = {
         view: encode_prompt(
-            state.student,
+            student,
             pair.view(view),
             uid=sample.uid,
             template_kwargs=config.chat.template_kwargs,
@@ -60,4 +67,4 @@ def encode_sample(state: TrainState, sample: Sample) -> EncodedSample:
         raise ValueError(
             f"sample {sample.uid!r}: a prompt of {longest} tokens, chat.max_prompt_length is {limit}"
         )
-    return EncodedSample(sample=sample, prompts=prompts)
+    return prompts

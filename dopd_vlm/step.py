@@ -183,8 +183,20 @@ def _backward(
 ) -> LossOutput:
     output = micro_batch_loss(state, micro, limits, counts)
     _check_finite(state, micro, output)
-    output.loss.backward()
+    with recomputing(state):
+        output.loss.backward()
     return output
+
+
+@contextmanager
+def recomputing(state: TrainState) -> Iterator[None]:
+    """Where checkpointed layers recompute: transformers does so in train mode alone (dropout is off)."""
+    is_on = state.config.optim.gradient_checkpointing
+    state.student.model.train(is_on)
+    try:
+        yield
+    finally:
+        state.student.model.eval()
 
 
 def micro_batch_loss(
@@ -193,7 +205,7 @@ def micro_batch_loss(
     """The routed loss of one micro-batch; gradient as the caller's mode says."""
     student, method = state.student, state.config.method
     batch = micro.batch.to(student.device)
-    with state.accelerator.autocast():
+    with state.accelerator.autocast(), recomputing(state):
         hidden = completion_hidden(student, batch)
     teacher, own = micro.teacher, micro.self_target
     return routed_loss(

@@ -244,3 +244,32 @@ def test_the_order_of_rows_puts_prompts_or_lengths_together_whichever_is_cheaper
     lengths = [len(r.completion_ids) for _, r in
                arranged([(s, r) for (s, _), r in zip(rows, long, strict=True)], 3, "plain")]  # fmt: skip
     assert lengths == [500] * 3 + [1] * 3
+
+
+@pytest.mark.parametrize("kind", ["vl", "text"])
+def test_checkpointed_layers_run_twice_and_give_the_same_gradient(kind):
+    calls, found = [], []
+    for is_on in (False, True):
+        state = make_state("opd", kind=kind)
+        optim = replace(state.config.optim, gradient_checkpointing=is_on)
+        state.config = replace(state.config, optim=optim)
+        if is_on:
+            state.student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        samples = make_samples(state, kind=kind)
+        mlp = next(m for n, m in state.student.model.named_modules() if n.endswith("layers.0.mlp"))
+        count = []
+        mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        caught = {}
+        state.optimizer.register_step_pre_hook(
+            lambda *_, caught=caught, state=state: caught.update(
+                {n: p.grad.clone() for n, p in state.student.model.named_parameters() if p.grad is not None}
+            )
+        )  # fmt: skip
+        distil_step(state, samples, make_rollouts(), Clock())
+        calls.append(len(count))
+        found.append(caught)
+        assert not state.student.model.training
+    # Prompts and completions apart, or all in one and once more in the backward.
+    assert calls == [2, 2]
+    for name, grad in found[0].items():
+        assert (found[1][name] - grad).norm() <= 1e-6 * grad.norm() + 1e-12, name

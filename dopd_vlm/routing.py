@@ -103,9 +103,10 @@ def thresholds(
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:
-    # torch.quantile refuses more than 2^24 values.
+    # torch.quantile refuses more than 2^24 values. Rounded: 1 - 0.9 is a little below 0.1, and the
+    # value that a whole position falls on must not be lost to that.
     ordered = values.sort().values
-    position = share * (len(ordered) - 1)
+    position = round(share * (len(ordered) - 1), 9)
     low = int(position)
     high = min(low + 1, len(ordered) - 1)
     return torch.lerp(ordered[low], ordered[high], position - low)

@@ -55,7 +55,7 @@ def top_k_divergence(divergence, student, target, k, support="target", tail="buc
 
 def quantile(values, share):
     ordered = sorted(values)
-    position = share * (len(ordered) - 1)
+    position = round(share * (len(ordered) - 1), 9)
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])

@@ -33,7 +33,6 @@ def aggregate(
     keys = [clusters.get(uid, uid) for uid in per_question]
     found = Accuracy().compute(predictions=list(per_question.values()), references=keys)
     assert found is not None
-    rates = shares(records)
     num_generations = len(records) // len(samples)
     categories = _by_label(per_question, _labels(samples, task.category), clusters)
     return Results(
@@ -44,29 +43,44 @@ def aggregate(
         stderr=found["accuracy_stderr"],
         n=len(per_question),
         num_generations=num_generations,
-        unparsed_rate=rates.unparsed,
-        empty_rate=rates.empty,
-        truncated_rate=rates.truncated,
-        error_rate=rates.scorer_error,
-        failed_rate=rates.failed,
+        **_rates(records),
         per_question=per_question,
         clusters=clusters,
         categories={label: part.value for label, part in categories.items()},
-        category_stderr={
-            label: None if math.isnan(part.stderr) else part.stderr
-            for label, part in categories.items()
-        },
-        second={
-            **{
-                name: _all_right(_labels(samples, key), per_question)
-                for name, key in task.all_right.items()
-            },
-            **_means(task.means, {label: part.value for label, part in categories.items()}),
-            **_parts(records),
-        },
+        category_stderr={label: _finite(part.stderr) for label, part in categories.items()},
+        second=_second(task, samples, per_question, categories) | _parts(records),
         pass_at=_pass_at(by_uid, num_generations),
         mean_tokens=_share([r["num_tokens"] for r in records]),
     )
+
+
+def _rates(records: Sequence[Record]) -> dict[str, Any]:
+    rates = shares(records)
+    return {
+        "unparsed_rate": rates.unparsed,
+        "empty_rate": rates.empty,
+        "truncated_rate": rates.truncated,
+        "error_rate": rates.scorer_error,
+        "failed_rate": rates.failed,
+    }
+
+
+def _second(
+    task: Benchmark,
+    samples: Sequence[Sample],
+    per_question: Mapping[str, float],
+    categories: Mapping[str, Estimate],
+) -> dict[str, float]:
+    means = {label: part.value for label, part in categories.items()}
+    shares_right = {
+        name: _all_right(_labels(samples, key), per_question)
+        for name, key in task.all_right.items()
+    }
+    return {**shares_right, **_means(task.means, means)}
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _labels(samples: Sequence[Sample], key: str | None) -> dict[str, str]:

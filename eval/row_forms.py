@@ -8,7 +8,7 @@ from typing import Any
 from .function_calls import calls_gold
 from .livebench import livebench_gold
 from .logic_grids import grid_gold, grid_question
-from .programs import function_gold, program_question, cases_gold, verifiers_gold
+from .programs import cases_gold, function_gold, program_question, verifiers_gold
 
 Choices = Mapping[str, str]
 """{letter: option text}; empty for open questions."""
@@ -103,5 +103,6 @@ QUESTION_FORMS: dict[str, Callable[[Any], str]] = {
     "grid": grid_question,
     "program": program_question,
 }
-"""Text, or several columns joined by blank lines; the only item of a list; messages; a puzzle with
-its solution's shape; LiveCodeBench's content with its starter code."""
+"""plain: text, or several columns joined by blank lines. first_turn: the only item of a list.
+dialogue: messages. grid: a puzzle with its solution's shape. program: LiveCodeBench's content with its
+starter code."""

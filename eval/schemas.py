@@ -114,7 +114,7 @@ def to_row(task: Benchmark, raw: Row, index: int) -> dict[str, Any]:
         "uid": "-".join([task.name, *([str(part)] if part else []), own_id]),
         "images": images,
         "question": _with_places(_question(task, raw, choices), len(images)),
-        "system": _system(task, raw),
+        **_dialogue(task, raw),
         "answer": answer,
         "answer_type": "choice" if is_choice else _kind(task, answer),
         "choices": choices if is_choice else None,
@@ -142,15 +142,17 @@ def _question(task: Benchmark, raw: Row, choices: Mapping[str, str]) -> str:
     return QUESTION_FORMS[task.question_form](_get(task, raw, field, ""))
 
 
-def _system(task: Benchmark, raw: Row) -> str | None:
-    """The task's system turn around the value of its column, before the row's own system turn."""
+def _dialogue(task: Benchmark, raw: Row) -> dict[str, Any]:
+    """The system turn, the task's before the row's own; earlier turns in place of the question."""
     turns = dialogue(raw[task.columns["question"]]) if task.question_form == "dialogue" else []
     own = [turn["content"] for turn in turns if turn["role"] == "system"]
-    if not task.system:
-        return "\n\n".join(own) or None
     value = _get(task, raw, "system", "")
     text = value if isinstance(value, str) else json.dumps(value, indent=4, ensure_ascii=False)
-    return "\n\n".join([task.system.replace("{value}", text), *own])
+    first = [task.system.replace("{value}", text)] if task.system else []
+    made: dict[str, Any] = {"system": "\n\n".join([*first, *own]) or None}
+    if turns:
+        made |= {"question": None, "messages": [one for one in turns if one["role"] != "system"]}
+    return made
 
 
 def _meta(task: Benchmark, raw: Row) -> dict[str, Any]:

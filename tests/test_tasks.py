@@ -133,6 +133,7 @@ def test_questions_that_benchmarks_build(tmp_path: Path) -> None:
     call, weather = samples_of(load_benchmark("bfclv3"), tmp_path)
     assert call.question == "Area of 3 by 4.5?" and '"name": "rect.area"' in (call.system or "")
     assert (weather.system or "").endswith("Be brief.")
+    assert [turn["content"] for turn in weather.history] == ["Hello.", "How can I help?"]
     choice, open_one = samples_of(load_benchmark("mathvista"), tmp_path)
     assert choice.question == "Which is larger?" and choice.answer == "B"
     assert open_one.question.startswith("Hint: Please answer")

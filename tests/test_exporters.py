@@ -81,6 +81,12 @@ def test_columns_or_types_that_come_late_are_refused_not_dropped(tmp_path) -> No
         write_parquet([*rows[:110], {**rows[110], "new": 1}], tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="values of other types"):
         write_parquet([*rows[:110], {**rows[110], "question": [1]}], tmp_path / "x.parquet")
+    with pytest.raises(
+        ValueError, match=r"rows 101 to 120 have values of other types.*question is"
+    ):
+        write_parquet(
+            [*rows[:100], *({**r, "question": 7} for r in rows[100:])], tmp_path / "x.parquet"
+        )
     assert not (tmp_path / "x.parquet").exists()
 
 

@@ -77,7 +77,7 @@ def endpoint(script, **options):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.handle_error = lambda *arguments: None  # a client that left is part of the tests
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     made = {
         "max_concurrent": 3,

@@ -2,7 +2,7 @@
 
 import io
 import json
-import subprocess
+import runpy
 import sys
 import tarfile
 from pathlib import Path
@@ -144,24 +144,26 @@ def test_a_folder_of_pictures(folder) -> None:
     assert written == 1 and (row["uid"], row["answer"]) == ("cat-1", "cat")
 
 
-def test_the_script_lists_what_it_left_out_and_overwrites_nothing(folder) -> None:
+def test_the_script_lists_what_it_left_out_and_overwrites_nothing(
+    folder, monkeypatch, capsys
+) -> None:
     turns = [{"from": "human", "value": "x ?"}]
     data = [
         {"id": 1, "image": "a.png", "conversations": turns},
         {"id": 2, "image": "../no.png", "conversations": turns},
     ]
     source = write(folder / "l.json", data)
-    command = [sys.executable, str(SCRIPT), "llava", str(source), "--out", str(folder / "rows")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "1 rows in" in done.stdout, "1 skipped" in done.stdout) == (
-        1,
-        True,
-        True,
-    )
+    arguments = ["llava", str(source), "--out", str(folder / "rows")]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    told = capsys.readouterr().out
+    assert "1 rows in" in told and "1 skipped" in told
     (left_out,) = read_rows(folder / "rows" / "skipped.jsonl")
     assert left_out["uid"] == "2-0" and "must be relative" in left_out["reason"]
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 2 and "exists already" in again.stderr
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["coco", "llava", "verl", "vision_opd", "ms_swift"])

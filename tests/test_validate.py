@@ -1,6 +1,6 @@
 """The validator's checks, and what counts as a disclosed answer."""
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -86,13 +86,12 @@ def test_leaks_repetitions_and_overlaps_are_told_apart() -> None:
     assert "rows: 7, of which 6 are good and 1 are not" in card
 
 
-def test_the_script_fails_on_an_overlap_and_writes_the_card(tmp_path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"uid": "x", "question": "what ?", "answer": "1"}')
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "a.jsonl")]
-    card = ["--card", str(tmp_path / "card.md"), "--against", str(tmp_path / "a.jsonl")]
-    done = subprocess.run([*command, *card], capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert (
-        "| question and pictures are in the other set | 1 | x |"
-        in (tmp_path / "card.md").read_text()
-    )
+def test_the_script_fails_on_an_overlap_and_writes_the_card(tmp_path, monkeypatch) -> None:
+    source, card = tmp_path / "a.jsonl", tmp_path / "card.md"
+    source.write_text('{"uid": "x", "question": "what ?", "answer": "1"}')
+    arguments = [str(source), "--card", str(card), "--against", str(source)]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "| question and pictures are in the other set | 1 | x |" in card.read_text()

@@ -10,8 +10,6 @@ from .requests import Request, digest
 from .scorers import Score, Scorer
 from .store import Record
 
-SCORER_ERRORS = (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, OSError)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
@@ -98,5 +96,5 @@ def _score(count: Scorer, completion: Completion, sample: Sample) -> Score:
         return Score(correct=0.0, extracted=None, rule=f"failed: {completion.failure}")
     try:
         return count(completion.text, sample)
-    except SCORER_ERRORS as error:
+    except Exception as error:  # whatever a scorer raises costs this answer only, never the run
         return Score(correct=0.0, extracted=None, rule=f"error: {type(error).__name__}: {error}")

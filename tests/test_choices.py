@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dopd_vlm.eval.choices import extract_choice, extract_choices, options_in
@@ -123,6 +123,7 @@ phrases = st.sampled_from(
 texts = st.lists(phrases, max_size=14).map(" ".join)
 
 
+@settings(deadline=None)
 @given(texts, st.sampled_from([FOUR, TEN]))
 def test_the_answer_is_an_option_or_none(text: str, choices: dict[str, str]) -> None:
     letter, rule = extract_choice(text, choices)
@@ -132,6 +133,7 @@ def test_the_answer_is_an_option_or_none(text: str, choices: dict[str, str]) -> 
     assert several is None or (several and several <= choices.keys())
 
 
+@settings(deadline=None)
 @given(
     texts,
     st.sampled_from(["**{}**", "  {}\n\n", "\n{}  ", "`{}`", "*{}*\n", "<think>(D)</think>{}"]),
@@ -141,6 +143,7 @@ def test_markup_and_space_around_the_text_do_not_matter(text: str, frame: str) -
     assert extract_choices(frame.format(text), FOUR) == extract_choices(text, FOUR)
 
 
+@settings(deadline=None)
 @given(
     texts,
     st.sampled_from("ABCD"),
@@ -150,12 +153,14 @@ def test_a_declaration_at_the_end_wins(text: str, letter: str, form: str) -> Non
     assert extract_choice(f"{text}.\n{form.format(letter)}", FOUR) == (letter, "declared")
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(WORDS), max_size=20))
 def test_words_without_options_are_no_answer(words: list[str]) -> None:
     if words != ["a"]:
         assert extract_choice(" ".join(words), FOUR)[0] is None
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from("ABCD"),
     st.sampled_from(
@@ -171,6 +176,7 @@ def test_a_rejected_letter_is_never_chosen(letter: str, form: str, words: list[s
     assert extract_choices(text, FOUR)[0] is None
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_read_without_failing(text: str) -> None:
     letter, _ = extract_choice(text, FOUR)

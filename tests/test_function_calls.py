@@ -106,6 +106,13 @@ def test_several_calls_in_any_order(text: str, right: int) -> None:
     assert score_calls(text, sample("parallel", [BOOK, WEATHER], truth)).correct == right
 
 
+def test_one_call_meets_one_wanted_call() -> None:
+    truth = [{"weather": {"city": ["Oslo"]}}, {"weather": {"city": ["Oslo", "Rome"]}}]
+    question = sample("parallel", [WEATHER], truth)
+    assert score_calls("[weather(city='Oslo'), weather(city='Rome')]", question).correct == 1.0
+    assert score_calls("[weather(city='Oslo'), weather(city='Bonn')]", question).correct == 0.0
+
+
 @pytest.mark.parametrize(
     ("text", "irrelevance", "relevance"),
     [

@@ -87,7 +87,7 @@ def test_packed_tests_are_read_without_unpickling(capsys: pytest.CaptureFixture[
         text = zlib.compress(pickle.dumps(json.dumps(STDIN), protocol=protocol))
         assert private_tests(base64.b64encode(text).decode()) == STDIN
     assert private_tests(json.dumps(STDIN)) == STDIN and private_tests("") == []
-    for value in (Bomb(), ["a", "b"], {"a": "b"}, 3):
+    for value in (Bomb(), ["a", "b"], {"a": "b"}, (json.dumps(STDIN),), 3):
         with pytest.raises(ValueError, match=r"a pickle that is not one string.*could run code"):
             private_tests(packed(value))
     with pytest.raises(ValueError, match="neither JSON nor a packed string"):

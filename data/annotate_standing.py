@@ -115,6 +115,8 @@ def _first_usable(
 def question_of(row: Row, task: Task) -> Question:
     """The row's question; ValueError when it is wrong, or a kind needs a picture that is not there."""
     num_images = len(row.get("images") or [])
+    if row.get("videos"):
+        raise ValueError("rows with videos cannot be annotated: only pictures are sent")
     for kind in task.kinds:
         if kind in NEEDS_PICTURE and not num_images:
             raise ValueError(f"{kind} need a picture, and the row has none")

@@ -292,9 +292,11 @@ def test_bad_rows_are_dropped_without_a_request(folder) -> None:
     (folder / "p1.jpg").write_bytes(b"no picture")
     lines = (folder / "metadata.jsonl").read_text().splitlines()
     text_only = json.dumps({"uid": "t", "question": "t no picture ?"})
-    (folder / "metadata.jsonl").write_text("\n".join([*lines, text_only]))
+    video = json.dumps({"uid": "v", "question": "v what ?", "videos": ["x.mp4"]})
+    (folder / "metadata.jsonl").write_text("\n".join([*lines, text_only, video]))
     outcome, bodies = run(folder, good)
-    assert (outcome.kept, outcome.dropped) == (5, {"row": 2})
+    assert (outcome.kept, outcome.dropped) == (5, {"row": 3})
+    assert "only pictures are sent" in dropped(folder / "out")["v"]
     assert "boxes need a picture" in dropped(folder / "out")["t"]
     assert {"r1", "t"}.isdisjoint(asked_for(body)[0] for _, _, body in bodies)
 

@@ -1,14 +1,18 @@
 """Marks on copies of pictures, in colours that colour-blind people tell apart.
 
-Strokes are torchvision's; labels are set here, because torchvision writes them inside the box,
-over the very thing that the box shows.
+Strokes are torchvision's, with a dark or light edge so that they stand out on any ground; labels
+are set here, because torchvision writes them inside the box, over the very thing that it shows.
+Sizes follow the picture's shorter side, so that marks are legible at 256 and at 4,096 pixels.
 """
 
+import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
@@ -21,6 +25,9 @@ TINT = 0.45
 """Opacity of a mask's colour."""
 MIN_FONT_PX = 9
 
+Box = Sequence[float]
+"""XYXY in pixels of the picture."""
+
 
 def colours_of(labels: Sequence[str]) -> list[str]:
     """A palette colour per label; equal labels have the same one."""
@@ -30,7 +37,7 @@ def colours_of(labels: Sequence[str]) -> list[str]:
 
 def stroke_px(size: tuple[int, int]) -> int:
     """Line width for a picture of that size, at least 1."""
-    return max(1, round(min(size) * STROKE_SHARE))
+    return max(1, math.ceil(min(size) * STROKE_SHARE))
 
 
 def font_px(size: tuple[int, int]) -> int:
@@ -38,83 +45,170 @@ def font_px(size: tuple[int, int]) -> int:
     return max(MIN_FONT_PX, round(min(size) * FONT_SHARE))
 
 
-def draw_boxes(
-    image: Image.Image, xyxy: Sequence[Sequence[float]], labels: Sequence[str]
-) -> Image.Image:
+def draw_boxes(image: Image.Image, xyxy: Sequence[Box], labels: Sequence[str]) -> Image.Image:
     """A copy of the picture with boxes and their labels."""
     if not xyxy:
         return image.copy()
-    colours = colours_of(labels)
+    colours, width = colours_of(labels), stroke_px(image.size)
+    edge = max(1, width // 3)
+    # One call: a wider dark frame, of two as wide as the coloured one, and that one over them.
+    frames = [_grown(box, by) for by in (edge, -edge) for box in xyxy]
     strokes = draw_bounding_boxes(
         pil_to_tensor(image),
-        torch.tensor(xyxy, dtype=torch.float32),
-        colors=[*colours],
-        width=stroke_px(image.size),
+        torch.tensor([*frames, *xyxy], dtype=torch.float32),
+        colors=[*["black"] * len(frames), *colours],
+        width=width,
     )
-    return draw_tags(to_pil_image(strokes), [box[:2] for box in xyxy], labels, colours)
+    return draw_tags(to_pil_image(strokes), xyxy, labels, colours)
 
 
 def draw_dots(
     image: Image.Image, xy: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> Image.Image:
-    """A copy of the picture with a dot and label per point."""
+    """A copy of the picture with a ringed dot and label per point."""
     if not xy:
         return image.copy()
     colours, radius = colours_of(labels), 2 * stroke_px(image.size)
-    pixels = pil_to_tensor(image)
-    for place, colour in zip(xy, colours, strict=True):
-        pixels = draw_keypoints(pixels, torch.tensor([[place]]), colors=colour, radius=radius)
-    corners = [(x + radius, y - radius) for x, y in xy]
-    return draw_tags(to_pil_image(pixels), corners, labels, colours)
+    places = torch.tensor([[place] for place in xy], dtype=torch.float32)
+    ring = radius + max(1, radius // 3)
+    pixels = draw_keypoints(pil_to_tensor(image), places, colors="black", radius=ring)
+    for colour in dict.fromkeys(colours):
+        chosen = torch.tensor([other == colour for other in colours])
+        pixels = draw_keypoints(pixels, places[chosen], colors=colour, radius=radius)
+    around = [(x - ring, y - ring, x + ring, y + ring) for x, y in xy]
+    return draw_tags(to_pil_image(pixels), around, labels, colours, keep_clear=around)
 
 
 def draw_masks(
-    image: Image.Image,
-    areas: Sequence[np.ndarray],
-    corners: Sequence[Sequence[float]],
-    labels: Sequence[str],
+    image: Image.Image, areas: Sequence[np.ndarray], around: Sequence[Box], labels: Sequence[str]
 ) -> Image.Image:
-    """A copy of the picture with tinted areas (bool [height, width]) and labels at the corners."""
+    """A copy of the picture with tinted, outlined areas and their labels.
+
+    Args:
+        areas: bool [height, width] each.
+        around: the areas' bounds, at which labels stand.
+    """
     if not areas:
         return image.copy()
-    colours = colours_of(labels)
-    tinted = draw_segmentation_masks(
-        pil_to_tensor(image), torch.from_numpy(np.stack(areas)), alpha=TINT, colors=[*colours]
-    )
-    return draw_tags(to_pil_image(tinted), corners, labels, colours)
+    masks, colours = torch.from_numpy(np.stack(areas)), colours_of(labels)
+    tinted = draw_segmentation_masks(pil_to_tensor(image), masks, alpha=TINT, colors=[*colours])
+    rims = masks & ~_shrunk(masks, stroke_px(image.size))
+    outlined = draw_segmentation_masks(tinted, rims, alpha=1.0, colors=[*colours])
+    return draw_tags(to_pil_image(outlined), around, labels, colours)
 
 
 def draw_numbers(
     image: Image.Image, centres: Sequence[Sequence[float]], numbers: Sequence[int]
 ) -> Image.Image:
-    """A copy of the picture with each number on a dark patch around its centre."""
-    size, pad = font_px(image.size), stroke_px(image.size)
-    corners = [(x - size / 4 - pad, y + size / 2 + pad) for x, y in centres]
-    return draw_tags(image, corners, [str(number) for number in numbers], ["black"] * len(corners))
+    """A copy of the picture with each number on a dark patch on its centre, or close by."""
+    numbered, used = image.copy(), np.zeros((0, 4))
+    for (x, y), number in zip(centres, numbers, strict=True):
+        width, height = _patch_size(image, str(number))
+        left, top = x - width / 2, y - height / 2
+        spots = [
+            (left + across * width, top + along * height)
+            for across, along in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+        ]
+        place = _free_spot(spots, (width, height), image.size, used)
+        used = np.vstack([used, place])
+        _draw_patch(numbered, place, str(number), "black")
+    return numbered
 
 
 def draw_tags(
     image: Image.Image,
-    corners: Sequence[Sequence[float]],
+    around: Sequence[Box],
     texts: Sequence[str],
     colours: Sequence[str],
+    keep_clear: Sequence[Box] = (),
 ) -> Image.Image:
-    """A copy with each text on a patch of its colour above its (left, top) corner.
+    """A copy with each text on a patch of its colour at the box it belongs to.
 
-    Below the corner where there is no room above; moved left where it would leave the picture.
+    Above the box if there is room, else below, else inside; not over another text, nor over
+    `keep_clear`, as far as one of these places allows.
     """
     tagged = image.copy()
-    pen = ImageDraw.Draw(tagged)
-    font = ImageFont.load_default(size=font_px(image.size))
-    pad = stroke_px(image.size)
-    for (left, top), text, colour in zip(corners, texts, colours, strict=True):
+    used = np.array(keep_clear, dtype=float).reshape(-1, 4)
+    for (left, top, right, bottom), text, colour in zip(around, texts, colours, strict=True):
         if not text:
             continue
-        _, _, width, height = pen.textbbox((0, 0), text, font=font)
-        width, height = width + 2 * pad, height + 2 * pad
-        x = max(0, min(left, image.width - width))
-        y = top - height if top >= height else max(0, top)
-        pen.rectangle((x, y, x + width, y + height), fill=colour)
-        ink = "white" if colour in WHITE_TEXT else "black"
-        pen.text((x + pad, y + pad), text, font=font, fill=ink)
+        width, height = _patch_size(image, text)
+        spots = [
+            (x, y)
+            for y in (top - height, bottom, top, bottom - height)
+            for x in (left, right - width)
+        ]
+        place = _free_spot(spots, (width, height), image.size, used)
+        used = np.vstack([used, place])
+        _draw_patch(tagged, place, text, colour)
     return tagged
+
+
+def _free_spot(
+    spots: Sequence[tuple[float, float]],
+    patch: tuple[float, float],
+    size: tuple[int, int],
+    used: np.ndarray,
+) -> tuple[float, float, float, float]:
+    """XYXY of the first spot, moved into the picture, that hides least of `used` [n, 4]."""
+    best, least = (0.0, 0.0, 0.0, 0.0), float("inf")
+    for wanted in spots:
+        x, y = (
+            min(max(0.0, w), max(0.0, room - length))
+            for w, room, length in zip(wanted, size, patch, strict=True)
+        )
+        place = (x, y, x + patch[0], y + patch[1])
+        # Moved down or up it lies over its own box: as bad as to hide a little.
+        hidden = _shared(np.array(place), used) + (wanted[1] != y)
+        if hidden < least:
+            best, least = place, hidden
+        if not hidden:
+            break
+    return best
+
+
+def _shared(place: np.ndarray, used: np.ndarray) -> float:
+    """Pixels of `place` [4] that lie under one of `used` [n, 4]."""
+    corner, opposite = np.maximum(place[:2], used[:, :2]), np.minimum(place[2:], used[:, 2:])
+    return float((opposite - corner).clip(min=0).prod(axis=1).sum())
+
+
+def _patch_size(image: Image.Image, text: str) -> tuple[float, float]:
+    font = _font(font_px(image.size))
+    _, _, width, height = font.getbbox(text)
+    pad = stroke_px(image.size)
+    return width + 2 * pad, height + 2 * pad
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def _draw_patch(image: Image.Image, place: Box, text: str, colour: str) -> None:
+    pen, pad = ImageDraw.Draw(image), stroke_px(image.size)
+    pen.rectangle(tuple(place), fill=colour)
+    ink = "white" if colour in WHITE_TEXT else "black"
+    font = _font(font_px(image.size))
+    pen.text((place[0] + pad, place[1] + pad), text, font=font, fill=ink)
+
+
+def _grown(box: Box, by: float) -> Box:
+    """The box with its sides moved outward, or inward until they meet."""
+    middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    return (
+        min(box[0] - by, middle[0]),
+        min(box[1] - by, middle[1]),
+        max(box[2] + by, middle[0]),
+        max(box[3] + by, middle[1]),
+    )
+
+
+def _shrunk(masks: Tensor, by: int) -> Tensor:
+    """bool [n, height, width]: pixels whose four neighbours `by` pixels away are inside too."""
+    padded = torch.nn.functional.pad(masks, (by, by, by, by))
+    height, width = masks.shape[1:]
+    inside = masks
+    for down, right in ((0, by), (2 * by, by), (by, 0), (by, 2 * by)):
+        inside = inside & padded[:, down : down + height, right : right + width]
+    return inside

@@ -52,7 +52,7 @@ class Masks:
                 draw_masks(
                     image,
                     [mask.area for mask in masks],
-                    [bounds(mask.area)[:2] for mask in masks],
+                    [bounds(mask.area) for mask in masks],
                     [mask.label for mask in masks],
                 )
             )

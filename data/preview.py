@@ -94,16 +94,12 @@ def preview_page(
     """
     found = rollouts or {}
     cards = [
-        _card(sample, text, found.get(sample.uid, ""))
-        for sample, text in zip(samples, prompts, strict=True)
+        _card(number, sample, text, found.get(sample.uid, ""))
+        for number, (sample, text) in enumerate(zip(samples, prompts, strict=True), start=1)
     ]
     links = [
         f'<a href="#row-{number}">{html.escape(sample.uid)}</a>'
         for number, sample in enumerate(samples, start=1)
-    ]
-    numbered = [
-        card.replace("<article", f'<article id="row-{number}"', 1)
-        for number, card in enumerate(cards, start=1)
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -112,7 +108,7 @@ def preview_page(
         f"<h1>{html.escape(title)}</h1><p>{len(samples)} rows. Left: the plain view, all that the "
         "student is given. Right: the privileged view, for scoring only; what it adds to the text "
         f"is <mark>marked</mark>.</p><nav>{''.join(links)}</nav>{_left_out(skipped)}"
-        f"{''.join(numbered)}</body></html>"
+        f"{''.join(cards)}</body></html>"
     )
 
 
@@ -126,13 +122,14 @@ def _left_out(skipped: Sequence[Skipped]) -> str:
     return f"<h2>{len(skipped)} rows left out</h2><table>{''.join(lines)}</table>"
 
 
-def _card(sample: Sample, prompts: Prompts, rollout: str) -> str:
+def _card(number: int, sample: Sample, prompts: Prompts, rollout: str) -> str:
     counts = prompts.num_tokens or (None, None)
     left = _view("plain", sample.plain, prompts, prompts.plain, counts[0])
     right = _view("privileged", sample.privileged, prompts, prompts.privileged, counts[1])
     shown = f'<div class="rollout"><h3>rollout</h3>{rollout}</div>' if rollout else ""
     return (
-        f"<article><h2>{html.escape(sample.uid)}</h2>"
+        f'<article id="row-{number}"><h2>'
+        f"{html.escape(sample.uid)}</h2>"
         f"<p>answer ({html.escape(sample.answer_type)}): <b>{html.escape(sample.answer)}</b></p>"
         f'<div class="views">{left}{right}</div>{_mask(prompts.sequence)}{shown}</article>'
     )

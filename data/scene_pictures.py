@@ -191,7 +191,7 @@ def _shadow(items: Sequence[Item]) -> Image.Image:
         place = (item.left + SHADOW_SHIFT[0], item.top + SHADOW_SHIFT[1])
         shadow.paste(255, place, alpha)
     blurred = shadow.filter(ImageFilter.GaussianBlur(SHADOW_BLUR))
-    return blurred.point(lambda value: round(value * SHADOW_SHARE))
+    return blurred.point([round(value * SHADOW_SHARE) for value in range(256)])
 
 
 def _tag_size(text: str, tag_px: int) -> tuple[int, int]:

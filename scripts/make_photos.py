@@ -37,6 +37,12 @@ ROWS = [
                 "Describe the shape on top of it: a wide tank, two thin tubes, a white body.",
                 "Compare each option with that shape.",
             ],
+            "summary": "Look at the object on the dark stand and compare its shape with each option.",
+            "solution": [
+                "The stand is on the right, behind the shoulder.",
+                "On top stand a wide tank, two thin tubes and a white body with wings.",
+                "That is a space shuttle, so the answer is B.",
+            ],
         },
     },
     {
@@ -54,6 +60,12 @@ ROWS = [
                 "Find the helmet in the lower right corner.",
                 "Find the brightest spot on its dark visor.",
                 "Count the sides and corners of that spot.",
+            ],
+            "summary": "Find the brightest spot on the visor and count its sides.",
+            "solution": [
+                "The helmet lies in the lower right corner.",
+                "The brightest spot is on the left half of its visor.",
+                "It has four straight sides and square corners, so it is a rectangle.",
             ],
         },
     },
@@ -74,6 +86,12 @@ ROWS = [
                 "From the joint, follow each leg to the grass.",
                 "Count the places where a leg meets the ground, and do not count the pole.",
             ],
+            "summary": "Follow every leg from the joint under the camera to the grass and count where they end.",
+            "solution": [
+                "The pole ends in a joint below the camera.",
+                "Legs leave it to the left, to the front and to the right.",
+                "Their number is 3.",
+            ],
         },
     },
     {
@@ -93,6 +111,12 @@ ROWS = [
                 "Judge the ring between the pupil and the dark rim.",
                 "Do not take the colour of the fur or the nose.",
             ],
+            "summary": "Judge the ring around the pupils, not the fur.",
+            "solution": [
+                "The eyes are in the upper half, left and right of the nose.",
+                "The ring around both pupils is green.",
+                "So the answer is C.",
+            ],
         },
     },
     {
@@ -111,6 +135,12 @@ ROWS = [
                 "Find the handle of the cup near the front of the saucer.",
                 "Find the bowl of the spoon, at about the same height.",
                 "Compare how far each is from the edges of the picture.",
+            ],
+            "summary": "Find handle and spoon and compare how far each is from the sides of the picture.",
+            "solution": [
+                "The handle is at about 38% of the width.",
+                "The bowl of the spoon is at about 62% of the width, at the same height.",
+                "So the spoon is to the right, answer B.",
             ],
         },
     },
@@ -134,6 +164,12 @@ ROWS = [
                 "Count the towers on its left, near and far.",
                 "Count those on its right, near and far, and add.",
             ],
+            "summary": "Count the lattice towers left of the rocket, then those right of it, and add.",
+            "solution": [
+                "Left of the rocket stand 2 towers, a near and a far one.",
+                "Right of it stand 2 more.",
+                "2 + 2 = 4.",
+            ],
         },
     },
     {
@@ -155,6 +191,12 @@ ROWS = [
                 "Count the coins in one row and check that all rows are alike.",
                 "Multiply the two counts.",
             ],
+            "summary": "Count rows and coins in a row, and multiply.",
+            "solution": [
+                "There are 4 rows.",
+                "Each row has 6 coins.",
+                "4 x 6 = 24.",
+            ],
         },
     },
     {
@@ -172,6 +214,12 @@ ROWS = [
             "hints": [
                 "Name the main thing in each picture.",
                 "Ask of each whether it holds a liquid.",
+            ],
+            "summary": "Name what each picture shows and ask whether one can drink it.",
+            "solution": [
+                "The first picture shows a cat.",
+                "The second shows a cup of coffee.",
+                "So the answer is B.",
             ],
         },
     },

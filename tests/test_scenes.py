@@ -21,6 +21,7 @@ from dopd_vlm.data.views import make_samples
 from dopd_vlm.eval.benchmarks import load_benchmark
 from dopd_vlm.eval.generators import Completion
 from dopd_vlm.eval.harness import evaluate
+from dopd_vlm.eval.schemas import to_rows
 from dopd_vlm.prompts import build_prompts
 
 SHIPPED = ("test", "shifted")
@@ -266,7 +267,10 @@ def test_composing_leaves_sprites_and_photographs_alone() -> None:
 
 def test_the_task_counts_letters_and_numbers_by_kind() -> None:
     task = load_benchmark("scenes")
-    samples, _ = make_samples(shipped("test")[:20], list(task.annotations))
+    assert task.rows == "embedded:scenes/test"
+    assert load_benchmark("scenes_shifted").rows == "embedded:scenes/shifted"
+    rows = to_rows(task, shipped("test")[:20])
+    samples, _ = make_samples(rows, list(task.annotations))
     texts = {
         str(build_prompts(s, task.prompts).plain[-1]["content"][1:]): s.answer for s in samples
     }

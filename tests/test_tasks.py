@@ -14,6 +14,7 @@ from dopd_vlm.data.views import make_samples
 from dopd_vlm.eval.benchmarks import Benchmark, benchmark_names, load_benchmark
 from dopd_vlm.eval.generators import Completion
 from dopd_vlm.eval.harness import evaluate
+from dopd_vlm.eval.picture_pool import PicturePool
 from dopd_vlm.eval.results import Results
 from dopd_vlm.eval.schemas import convert, to_row, to_rows
 from dopd_vlm.eval.sources import raw_rows
@@ -257,6 +258,15 @@ def test_missing_columns_are_named() -> None:
         ValueError, match="no column 'problem' or 'answer' or 'subject'; they have: question"
     ):
         to_rows(load_benchmark("math500"), [{"question": "1 + 1?"}])
+
+
+def test_equal_pictures_are_held_once(tmp_path: Path) -> None:
+    pool = PicturePool()
+    samples = [pool.share(one) for one in samples_of(load_benchmark("vsibench"), tmp_path)]
+    (other,) = samples_of(load_benchmark("mmmu_pro_vision"), tmp_path)[1:]
+    views = [view for one in samples for view in (one.plain, one.privileged)]
+    assert len({id(image) for view in views for image in view.images}) == 1
+    assert pool.share(other).plain.images[0].size == (48, 30)
 
 
 @pytest.mark.parametrize(

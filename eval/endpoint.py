@@ -10,6 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import httpx
 from PIL import Image
 
 from dopd_vlm.endpoint import Client, Endpoint, GaveUpError, RejectedError
@@ -53,6 +54,28 @@ def endpoint_generator(
 def endpoint_name(endpoint: Endpoint) -> str:
     """Names the model in results and cache keys: the same name elsewhere is another model."""
     return f"{endpoint.model} @ {endpoint.url}"
+
+
+def only_model(endpoint: Endpoint) -> str:
+    """The name of the one model that the endpoint serves.
+
+    Raises:
+        ValueError: it cannot be reached, or serves none or several.
+    """
+    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+    try:
+        response = httpx.get(f"{endpoint.url}/models", headers=headers, timeout=30.0)
+        names = [str(entry["id"]) for entry in response.json()["data"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{endpoint.url}/models does not list models ({error}): is the server running, does the "
+            "address end in /v1? Otherwise give --model NAME"
+        ) from error
+    if len(names) != 1:
+        raise ValueError(
+            f"{endpoint.url} serves {len(names)} models, give --model: {', '.join(names[:20])}"
+        )
+    return names[0]
 
 
 async def _ask_all(

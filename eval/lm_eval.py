@@ -6,9 +6,8 @@
 The class is registered as `dopd`. Checkpoints also load with lm-eval's own `hf` and `hf-multimodal`.
 """
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,13 +24,13 @@ from dopd_vlm.scores import completion_hidden
 from dopd_vlm.target_scores import target_scores
 
 from .benchmarks import Generation
+from .decoding import batches, before_stop, by_settings, decoding
 from .generators import Completion, complete_encoded, halving
 
 try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
-    from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise ImportError(
@@ -42,7 +41,6 @@ PLACEHOLDER = "<image>"
 """How lm-eval's tasks mark the place of a picture in the text."""
 MAX_LENGTH = 4096
 """Window of rolling log-likelihoods where the model's config names no length."""
-KNOWN_DECODING = ("until", "do_sample", "max_gen_toks", "temperature", "top_p", "top_k")
 log = logging.getLogger(__name__)
 
 
@@ -153,12 +151,12 @@ class PolicyLM(TemplateLM):
         """Completions cut before the first of the request's stop texts."""
         answers: dict[int, str] = {}
         bar = self._bar("generate_until", len(requests), disable_tqdm)
-        for settings, places in _by_settings(requests):
+        for settings, places in by_settings([_arguments(r) for r in requests]):
             generation, until = decoding(settings)
-            for part in _batches(places, self.batch_size, lambda i: len(requests[i].args[0])):
+            for part in batches(places, self.batch_size, lambda i: len(requests[i].args[0])):
                 made = self._complete([requests[i] for i in part], generation, part[0])
                 for place, found in zip(part, made, strict=True):
-                    answers[place] = postprocess_generated_text(found.text, until, None)
+                    answers[place] = before_stop(found.text, until)
                     self.cache_hook.add_partial(
                         "generate_until", requests[place].args, answers[place]
                     )
@@ -206,7 +204,7 @@ class PolicyLM(TemplateLM):
         found: dict[int, tuple[float, bool]] = {}
         places = range(len(requests))
         bar = self._bar("loglikelihood", len(requests), disable_tqdm)
-        for part in _batches(places, self.batch_size, lambda i: len(requests[i][1])):
+        for part in batches(places, self.batch_size, lambda i: len(requests[i][1])):
             made = self._score([requests[i][1:] for i in part])
             found |= dict(zip(part, made, strict=True))
             bar.update(len(part))
@@ -274,25 +272,8 @@ class PolicyLM(TemplateLM):
         process_state().wait_for_everyone()
 
 
-def decoding(gen_kwargs: Mapping[str, Any]) -> tuple[Generation, list[str]]:
-    """(our settings, stop texts) of a request's generation arguments.
-
-    Raises:
-        ValueError: an argument that our decoding does not have.
-    """
-    settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(gen_kwargs)))
-    if unknown := sorted(settings.keys() - set(KNOWN_DECODING)):
-        raise ValueError(
-            f"generation arguments {unknown} are not among {', '.join(KNOWN_DECODING)}"
-        )
-    temperature = float(settings.get("temperature") or 1.0) if settings["do_sample"] else 0.0
-    generation = Generation(
-        max_completion_length=settings["max_gen_toks"],
-        temperature=temperature,
-        top_p=float(settings.get("top_p") or 1.0),
-        top_k=int(settings.get("top_k") or 0),
-    )
-    return generation, [text for text in settings["until"] if text]
+def _arguments(request: Instance) -> Mapping[str, Any]:
+    return request.args[1]  # type: ignore[misc]
 
 
 def _pictures(request: Instance) -> list[Image.Image]:
@@ -311,21 +292,3 @@ def _blocks(text: str) -> str | list[dict[str, Any]]:
         blocks += [{"type": "image"}] if index else []
         blocks += [{"type": "text", "text": piece}] if piece else []
     return blocks
-
-
-def _by_settings(requests: Sequence[Instance]) -> list[tuple[Mapping[str, Any], list[int]]]:
-    """Generation arguments -> places of the requests that have them."""
-    groups: dict[str, tuple[Mapping[str, Any], list[int]]] = {}
-    for place, request in enumerate(requests):
-        settings: Mapping[str, Any] = request.args[1]  # type: ignore[misc]
-        groups.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append(place)
-    return list(groups.values())
-
-
-def _batches(
-    places: Sequence[int], size: int, length: Callable[[int], int]
-) -> Iterator[Sequence[int]]:
-    """Places in batches of like length, the longest first."""
-    order = sorted(places, key=lambda i: (-length(i), i))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

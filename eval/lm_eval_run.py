@@ -9,6 +9,17 @@ from .lm_eval import PolicyLM  # isort: skip  # first: it says which extra is mi
 from lm_eval import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
+
+
+def load_lm(path: str, batch_size: int, template_kwargs: Mapping[str, Any] | None) -> PolicyLM:
+    """The checkpoint on this process's device as lm-eval's model."""
+    return PolicyLM(path, batch_size=batch_size, template_kwargs=template_kwargs)
+
+
+def result_table(found: Mapping[str, Any]) -> str:
+    """lm-eval's own table of results."""
+    return make_table(found)
 
 
 def run_tasks(

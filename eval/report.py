@@ -37,17 +37,17 @@ COMPARE_COLUMNS = (
 
 def table(results: Sequence[Results], title: str = "") -> Table:
     """One line a task: percent with standard errors in both views, the gap, and the rates."""
-    return _rich(COLUMNS, _lines(results), title)
+    return _rich(*cells(results), title)
 
 
 def markdown(results: Sequence[Results]) -> str:
     """The same table as Markdown."""
-    return _markdown(COLUMNS, _lines(results))
+    return _markdown(*cells(results))
 
 
 def comparison_table(a: Sequence[Results], b: Sequence[Results]) -> Table:
     """Paired differences of two evaluations, for the console."""
-    return _rich(COMPARE_COLUMNS, _comparisons(a, b), "")
+    return _rich(COMPARE_COLUMNS, comparison_lines(a, b), "")
 
 
 def comparison_markdown(a: Sequence[Results], b: Sequence[Results]) -> str:
@@ -56,17 +56,24 @@ def comparison_markdown(a: Sequence[Results], b: Sequence[Results]) -> str:
     Raises:
         ValueError: nothing in common, or other questions in the same task.
     """
-    return _markdown(COMPARE_COLUMNS, _comparisons(a, b))
+    return _markdown(COMPARE_COLUMNS, comparison_lines(a, b))
+
+
+def cells(results: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
+    """(column names, lines); columns that say nothing of any task are left out."""
+    found = _lines(results)
+    kept = [i for i in range(len(COLUMNS)) if any(line[i] != "-" for line in found)]
+    return [COLUMNS[i] for i in kept], [[line[i] for i in kept] for line in found]
 
 
 def _lines(results: Sequence[Results]) -> list[list[str]]:
-    lines = []
+    found_lines = []
     for name in dict.fromkeys(found.name for found in results):
         views = {found.view: found for found in results if found.name == name}
         plain, privileged = views.get("plain"), views.get("privileged")
         shown = [found for found in (plain, privileged) if found is not None]
         gap = privilege_gap(plain, privileged) if plain and privileged else None
-        lines.append(
+        found_lines.append(
             [
                 name,
                 shown[0].metric,
@@ -81,17 +88,31 @@ def _lines(results: Sequence[Results]) -> list[list[str]]:
                 " / ".join(_percent(found.error_rate + found.failed_rate) for found in shown),
             ]
         )
-    return lines
+    return found_lines
 
 
-def _comparisons(a: Sequence[Results], b: Sequence[Results]) -> list[list[str]]:
+def comparison_lines(a: Sequence[Results], b: Sequence[Results]) -> list[list[str]]:
+    """The cells of the table under COMPARE_COLUMNS.
+
+    Raises:
+        ValueError: nothing in common, or other questions in the same task.
+    """
+    return [_comparison(one, other) for one, other in common(a, b)]
+
+
+def common(a: Sequence[Results], b: Sequence[Results]) -> list[tuple[Results, Results]]:
+    """The pairs of the same task and view.
+
+    Raises:
+        ValueError: there are none.
+    """
     others = {(found.name, found.view): found for found in b}
     pairs = [(one, others[one.name, one.view]) for one in a if (one.name, one.view) in others]
     if not pairs:
         raise ValueError(
             f"nothing to compare: A has {_titles(a)}, B has {_titles(b)}; evaluate the same tasks"
         )
-    return [_comparison(one, other) for one, other in pairs]
+    return pairs
 
 
 def _comparison(one: Results, other: Results) -> list[str]:
@@ -139,7 +160,7 @@ def _percent(share: float) -> str:
 def _rich(columns: Sequence[str], lines: Sequence[Sequence[str]], title: str) -> Table:
     made = Table(title=title or None)
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index > 1 else "left")
+        made.add_column(column, justify="right" if index > 1 else "left", overflow="fold")
     for line in lines:
         made.add_row(*line)
     return made

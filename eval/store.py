@@ -65,6 +65,11 @@ class SampleStore:
         return self._folder / f"{self._stem}.part{self._rank}.jsonl"
 
 
+def read_samples(path: Path) -> list[Record]:
+    """The lines of a finished samples file."""
+    return list(_whole_lines(path))
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)

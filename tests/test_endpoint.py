@@ -66,12 +66,17 @@ def server(script: Callable[[dict[str, Any], int], tuple[int, Any]]) -> Iterator
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply(200, {"data": [{"id": "small"}]})
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 bodies.append(body)
                 tries = sum(b["messages"] == body["messages"] for b in bodies)
-            status, answer = script(body, tries)
+            self.reply(*script(body, tries))
+
+        def reply(self, status: int, answer: Any) -> None:
             data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))

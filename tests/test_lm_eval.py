@@ -20,8 +20,9 @@ from dopd_vlm.config import ModelConfig
 from dopd_vlm.data.embedded import embedded_model, embedded_rows
 from dopd_vlm.data.views import make_samples
 from dopd_vlm.eval.benchmarks import load_benchmark
+from dopd_vlm.eval.decoding import decoding
 from dopd_vlm.eval.harness import evaluate
-from dopd_vlm.eval.lm_eval import PolicyLM, decoding
+from dopd_vlm.eval.lm_eval import PolicyLM
 from dopd_vlm.eval.lm_eval_run import run_tasks
 from dopd_vlm.models import Policy, load_policy
 
@@ -196,7 +197,11 @@ def test_choices_are_weighed_by_a_local_multiple_choice_task(tmp_path: Path) -> 
 def test_stop_texts_and_decoding_arguments() -> None:
     generation, until = decoding({"until": ["\n\n", ""], "do_sample": True, "temperature": 0.7})
     assert (generation.temperature, until) == (0.7, ["\n\n"])
-    assert decoding({"max_gen_toks": 5})[0].max_completion_length == 5
+    assert decoding({"max_new_tokens": 5, "num_beams": 1})[0].max_completion_length == 5
+    off = decoding({"do_sample": False, "temperature": 0.7, "top_p": 0.9})[0]
+    assert (off.temperature, off.top_p) == (0.0, 1.0)
+    assert decoding({"temperature": 0.5})[0].temperature == 0.5
+    assert decoding({"do_sample": True})[0].temperature == 1.0
     with pytest.raises(ValueError, match="num_beams"):
         decoding({"num_beams": 4})
     lm = PolicyLM(policy=tiny.text_policy())

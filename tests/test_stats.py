@@ -1,10 +1,13 @@
 """Statistics against direct calculation."""
 
+import itertools
 import math
 import random
 import statistics
 
+import numpy
 import pytest
+import scipy.stats
 
 from dopd_vlm.eval.stats import (
     avg_at_k,
@@ -38,6 +41,58 @@ def test_copies_of_a_question_do_not_shrink_the_clustered_error() -> None:
     assert mean(tripled).stderr < mean(scores).stderr
 
 
+def slow_clustered_stderr(scores: list[float], clusters: list[int]) -> float:
+    """sqrt(G / (G - 1) sum over all pairs of one cluster of their residuals' products) / n."""
+    n, groups = len(scores), len(set(clusters))
+    average = sum(scores) / n
+    total = 0.0
+    for i, j in itertools.product(range(n), repeat=2):
+        if clusters[i] == clusters[j]:
+            total += (scores[i] - average) * (scores[j] - average)
+    return math.sqrt(total * groups / (groups - 1)) / n
+
+
+def test_clustered_error_is_the_double_sum_over_pairs() -> None:
+    generator = random.Random(3)
+    clusters = [generator.randrange(9) for _ in range(40)]
+    scores = [float(generator.random() < 0.2 + 0.07 * cluster) for cluster in clusters]
+    found = clustered_mean(scores, clusters)
+    assert found.stderr == pytest.approx(slow_clustered_stderr(scores, clusters), abs=1e-12)
+    assert found.stderr > mean(scores).stderr
+
+
+def test_clustered_error_is_that_of_a_regression_on_a_constant() -> None:
+    models = pytest.importorskip(
+        "statsmodels.api", reason="a second opinion: pip install statsmodels"
+    )
+    scores, clusters = values(50, 4), [index % 13 for index in range(50)]
+    fit = models.OLS(numpy.array(scores), numpy.ones(50)).fit(
+        cov_type="cluster", cov_kwds={"groups": numpy.array(clusters)}
+    )
+    assert clustered_mean(scores, clusters).stderr == pytest.approx(float(fit.bse[0]), rel=1e-9)
+
+
+def test_clustered_paired_difference_clusters_the_differences() -> None:
+    a = {str(i): v for i, v in enumerate(values(30, 5))}
+    b = {str(i): v for i, v in enumerate(values(30, 6))}
+    clusters = {uid: int(uid) // 3 for uid in a}
+    found = paired_difference(a, b, clusters)
+    differences = [a[uid] - b[uid] for uid in a]
+    expected = slow_clustered_stderr(differences, [clusters[uid] for uid in a])
+    assert found.stderr == pytest.approx(expected, abs=1e-12)
+    normal = 2 * scipy.stats.norm.sf(abs(found.value) / found.stderr)
+    assert found.p_value == pytest.approx(float(normal), rel=1e-9)
+
+
+def test_paired_difference_is_scipys_paired_t_but_for_the_tail() -> None:
+    a = {str(i): v for i, v in enumerate(values(200, 7))}
+    b = {str(i): v for i, v in enumerate(values(200, 8))}
+    found = paired_difference(a, b)
+    expected = scipy.stats.ttest_rel(list(a.values()), list(b.values()))
+    assert found.value / found.stderr == pytest.approx(float(expected.statistic), rel=1e-9)
+    assert found.p_value == pytest.approx(float(expected.pvalue), rel=0.05)
+
+
 def test_paired_difference_is_the_mean_of_differences() -> None:
     a = {str(i): v for i, v in enumerate(values(19, 1))}
     b = {str(i): v for i, v in enumerate(values(19, 2))}
@@ -57,6 +112,7 @@ def test_mcnemar_is_the_exact_binomial() -> None:
     assert (found.only_a, found.only_b) == (8, 3)
     tail = sum(math.comb(11, i) for i in range(4)) / 2**11
     assert found.p_value == pytest.approx(2 * tail)
+    assert found.p_value == pytest.approx(float(scipy.stats.binomtest(3, 11).pvalue))
     assert mcnemar(a, a).p_value == 1.0
     with pytest.raises(ValueError, match="0 or 1"):
         mcnemar({"a": 0.5}, {"a": 1.0})
@@ -86,3 +142,20 @@ def test_bootstrap_of_a_mean_agrees_with_its_closed_form() -> None:
     assert found.value == pytest.approx(mean(scores).value)
     assert found.stderr == pytest.approx(mean(scores).stderr, rel=0.1)
     assert found == bootstrap_ratio(scores, [1.0] * 60)
+
+
+def test_bootstrap_of_a_ratio_agrees_with_scipys() -> None:
+    generator = random.Random(11)
+    weights = [float(generator.randint(1, 9)) for _ in range(50)]
+    rights = [float(generator.randint(0, int(w))) for w in weights]
+    expected = scipy.stats.bootstrap(
+        (numpy.array(rights), numpy.array(weights)),
+        lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis),
+        paired=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=0,
+    )
+    found = bootstrap_ratio(rights, weights)
+    assert found.stderr == pytest.approx(float(expected.standard_error), rel=0.1)
+    assert found.value == pytest.approx(sum(rights) / sum(weights))

@@ -1,9 +1,10 @@
-"""Measures time and memory: `bench.py loss` the routed loss alone, `bench.py step` whole steps.
+"""Measures time and memory: `loss` the routed loss alone, `step` whole steps, `rollout` sampling.
 
     python scripts/bench.py loss --help
     python scripts/bench.py step --help
+    python scripts/bench.py rollout --help
 
-Each subcommand is the `main(argv)` of bench_loss.py or bench_step.py, imported when it is called.
+Each subcommand is the `main(argv)` of bench_<subcommand>.py, imported when it is called.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from importlib import import_module
 COMMANDS = {
     "loss": "the routed loss against its peers and against its matrix products alone",
     "step": "whole optimizer steps, seconds per phase, against TRL's trainer",
+    "rollout": "sampling, against Hugging Face's generate and generate_batch",
 }
 
 

@@ -40,6 +40,7 @@ NEGATION = re.compile(
     re.IGNORECASE,
 )
 """What turns a clause against the option that it names."""
+NEAR_WORDS = 3
 LETTER, AND = r"[A-J](?![A-Za-z0-9'])", r",\s*and|,\s*or|,|and|or|nor|&|/"
 LISTED = (
     r"\(([A-J])\)[ \t]*([^\n(]+)",
@@ -82,7 +83,7 @@ def extract_choices(text: str, choices: Mapping[str, str]) -> tuple[frozenset[st
     declared = [
         match[1]
         for match in re.finditer(rf"{CUE}{LINK}({several})(?![A-Za-z0-9'])", answer)
-        if not _is_ruled_out(answer, match.start(1), match.end(1))
+        if not _is_declaration_ruled_out(answer, match.start(), match.end(1))
     ]
     if declared:
         last = rf"{re.escape(declared[-1])}\s*or\s+{item}(?![A-Za-z0-9'])"
@@ -144,7 +145,7 @@ def _declared(text: str, choices: Mapping[str, str]) -> tuple[str | None, str] |
         match
         for match in re.finditer(pattern, text)
         if not _is_pronoun(match[1], text[match.end() :])
-        and not _is_ruled_out(text, match.start(1), match.end())
+        and not _is_declaration_ruled_out(text, match.start(), match.end())
     ]
     if not found:
         lower = re.findall(rf"{CUE}{LINK}\(?({_any(choices).lower()})\)?\s*\.?\s*$", text)
@@ -202,22 +203,31 @@ def _by_text(text: str, choices: Mapping[str, str]) -> str | None:
         for letter, option in options.items()
     }
     named = [letter for letter, starts in places.items() if starts]
-    if len(named) != 1 or any(_turns(_clause(text, at)) for at in places[named[0]]):
+    if len(named) != 1 or any(_turns(_clause(text[:at])) for at in places[named[0]]):
         return None
     return named[0]
 
 
-def _clause(text: str, end: int) -> str:
-    """What stands before a place in the same clause."""
-    return re.split(r"[.,;:!?\n]", text[:end])[-1]
+def _clause(text: str) -> str:
+    """What stands at the end of a text in the same clause."""
+    return re.split(r"[.,;:!?\n]|\b(?:so|thus|therefore|hence|because|since|then)\b", text)[-1]
 
 
 def _is_ruled_out(text: str, start: int, end: int) -> bool:
     """Whether the clause before a letter negates it, or what follows (after a list of letters) does."""
     before = re.sub(rf"(?:\(?{LETTER}\)?\s*(?:{AND})\s*\(?)+$", "", text[:start])
-    joined = re.match(rf"(?:\)?\s*(?:{AND})\s*\(?{LETTER})*", text[end:])
-    rest = text[end + (joined.end() if joined else 0) :]
-    return bool(_turns(_clause(before, len(before))) or re.match(RULED_OUT, rest))
+    return _turns(_clause(before)) or _is_called_wrong(text[end:])
+
+
+def _is_declaration_ruled_out(text: str, start: int, end: int) -> bool:
+    """As `_is_ruled_out`, but only the last words before "answer" count: "I do not think the answer is"."""
+    words = _clause(text[:start]).split()[-NEAR_WORDS:]
+    return _turns(" ".join(words)) or _is_called_wrong(text[end:])
+
+
+def _is_called_wrong(rest: str) -> bool:
+    joined = re.match(rf"(?:\)?\s*(?:{AND})\s*\(?{LETTER})*", rest)
+    return re.match(RULED_OUT, rest[joined.end() if joined else 0 :]) is not None
 
 
 def _turns(before: str) -> bool:

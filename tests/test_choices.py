@@ -62,6 +62,14 @@ RULES = {
         ("### Answer\n(C)", "C"),
         ("The answer is: **B. blue car**", "B"),
         ("I pick B", None),
+        ("I do not see any dog so the answer is B", "B"),
+        ("The picture does not show a dog and the answer is B", "B"),
+        ("Without a doubt the answer is (B)", "B"),
+        ("There is no dog, therefore the answer is B.", "B"),
+        ("I cannot see an apple so I take (B)", "B"),
+        ("I don't think the answer is B", None),
+        ("We can rule out option B", None),
+        ("It is blue rather than option A", None),
     ],
 )
 def test_adversarial(text: str, expected: str | None) -> None:

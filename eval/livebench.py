@@ -77,13 +77,13 @@ def _listed(text: str) -> list[str]:
 
 
 def _same_list(text: str, gold: str) -> float | None:
-    """Web of lies: the marked yes, no and unknown, in order."""
-    found = marked(text)
-    if found is None:
-        words = r"(?:yes|no|unknown)"
-        spans = re.findall(rf"{words}(?:\s*,\s*{words})+", text, re.IGNORECASE)
-        found = spans[-1] if spans else None
-    return None if found is None else float(_listed(found) == _listed(gold))
+    """Web of lies: as many last words yes, no and unknown as gold has, of what is marked or bold."""
+    wanted = _listed(gold)
+    bold = " ".join(re.findall(r"\*\*(.*?)\*\*", text, re.DOTALL))
+    found = re.findall(r"<solution>(.*?)</solution>", text, re.DOTALL)
+    source = found[-1] if found else bold or marked(text) or text
+    words = re.findall(r"\b(?:yes|no|unknown)\b", source.lower())
+    return float(words[-len(wanted) :] == wanted) if len(words) >= len(wanted) else None
 
 
 def _zebra(text: str, gold: str) -> float | None:

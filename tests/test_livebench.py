@@ -11,7 +11,8 @@ ORDER = "One came. Two went. Three stayed. Four slept."
 CASES = [
     ("web_of_lies_v2", "yes, no, yes", "so **yes, no, yes**", 1.0),
     ("web_of_lies_v2", "yes, no, yes", "it is yes, no, yes.", 1.0),
-    ("web_of_lies_v2", "yes, no, yes", "**yes**, **no**, **yes**", 0.0),
+    ("web_of_lies_v2", "yes, no, yes", "**yes**, **no**, **yes**", 1.0),
+    ("web_of_lies_v2", "yes, no, yes", "Ann: **no**. So **yes, yes, no**", 0.0),
     ("web_of_lies_v3", "yes, unknown, no", "<solution>yes, unknown, no</solution>", 1.0),
     ("zebra_puzzle", "tea,3,cat,red", "<solution>tea, 3, cat, red</solution>", 1.0),
     ("zebra_puzzle", "tea,3,cat,red", "<solution>tea, 3, dog, red</solution>", 0.375),

@@ -1,5 +1,6 @@
 """Answer extraction and scoring: published and adversarial vectors, gold, hangs and crashes."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -180,6 +181,71 @@ def test_declared_number(text: str, number: str | None) -> None:
 )
 def test_number_tolerance(text: str, gold: str, tolerance: float, right: float) -> None:
     assert scorer("number", tolerance=tolerance)(text, sample(gold, "number")).correct == right
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [("3.34", "3.3", 1.0), ("3.36", "3.3", 0.0), ("2.6", "3", 1.0), ("about 0.125 m", "0.12", 1.0)],
+)
+def test_number_rounded_to_golds_decimals(text: str, gold: str, right: float) -> None:
+    assert scorer("number", measure="rounded")(text, sample(gold, "number")).correct == right
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "expected"),
+    [
+        ("4", "4", 1.0),
+        # An error of 5 % is within every 1 - t, of 25 % within those of t = 0.5 ... 0.75, 55 % in none.
+        ("10.5", "10", 1.0),
+        ("10.6", "10", 0.9),
+        ("7.5", "10", 0.6),
+        ("15", "10", 0.1),
+        ("15.5", "10", 0.0),
+        ("none", "10", 0.0),
+    ],
+)
+def test_mean_relative_accuracy(text: str, gold: str, expected: float) -> None:
+    found = scorer("number", measure="relative")(text, sample(gold, "number"))
+    assert found.correct == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right", "rule"),
+    [
+        ("Yes, there is a dog.", "yes", 1.0, "whole"),
+        ("No.", "yes", 0.0, "whole"),
+        ("I see no cat. The answer is yes", "yes", 1.0, "declared"),
+        ("yes and no", "yes", 0.0, "ambiguous"),
+        ("There is nothing", "no", 0.0, "unparsed"),
+        ("<think>yes", "yes", 0.0, "unclosed_think"),
+    ],
+)
+def test_yes_or_no(text: str, gold: str, right: float, rule: str) -> None:
+    found = score(text, sample(gold, "yes_no"))
+    assert (found.correct, found.rule) == (right, rule)
+    assert found.is_unparsed == (rule not in ("whole", "declared"))
+
+
+def test_a_letter_of_options_that_stand_in_the_question() -> None:
+    question = dataclasses.replace(sample("B", "text"), question="Where to?\nA. left\nB. right")
+    for text in ("B", "B. right", "right", "It goes right, so B", "The answer is (B)."):
+        assert score(text, question).correct == 1.0, text
+    for text in ("A", "left", "A or B", "a right turn or left"):
+        assert score(text, question).correct == 0.0, text
+
+
+def test_alternatives_of_a_text() -> None:
+    question = sample('["$6.50", "six fifty"]', "text")
+    assert [score(text, question).correct for text in ("6.50", "Six fifty.", "6")] == [
+        1.0,
+        1.0,
+        0.0,
+    ]
+
+
+def test_a_sample_without_gold_is_an_error() -> None:
+    with pytest.raises(ValueError, match="sample 'q' has no gold answer"):
+        score("", sample(" ", "text"))
 
 
 def test_text_takes_the_last_declaration_and_normalises() -> None:

@@ -33,7 +33,7 @@ def to_trl(sample: Sample, template: PromptTemplate | None = None) -> Row:
     `prompt` is the plain turn, `privileged_context` the teacher's text; drawn forms have no place.
     """
     return {
-        "prompt": _without_pictures(build_prompts(sample, template).plain),
+        "prompt": _in_blocks(_without_pictures(build_prompts(sample, template).plain)),
         "images": list(sample.plain.images),
         "answer": sample.answer,
         "privileged_context": sample.privileged.context,
@@ -126,9 +126,12 @@ def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
     taken = iter(rows)
     writer, features, written = None, None, 0
     while group := [dict(row) for row in islice(taken, ROW_GROUP)]:
+        # from_list takes the columns of the first row and forgets the others'.
+        columns = features or dict.fromkeys(name for row in group for name in row)
+        _check_columns(group, columns, written)
+        group = [{name: row.get(name) for name in columns} for row in group]
         if features is None:
             features = _features(datasets.Dataset.from_list(group).features)
-        _check_columns(group, list(features), written)
         where = f"rows {written + 1} to {written + len(group)}"
         try:
             _check_types(datasets.Dataset.from_list(group).features, features)
@@ -168,7 +171,7 @@ def _type_of(feature: Any) -> str:
     return str(getattr(feature, "dtype", None) or type(feature).__name__)
 
 
-def _check_columns(group: Sequence[Mapping[str, Any]], columns: Sequence[str], start: int) -> None:
+def _check_columns(group: Sequence[Mapping[str, Any]], columns: Iterable[str], start: int) -> None:
     for index, row in enumerate(group):
         more = set(row) - set(columns)
         if more:
@@ -193,6 +196,18 @@ def _without_pictures(messages: list[Message]) -> list[Message]:
             content = [{"type": "image"} if b["type"] == "image" else b for b in content]
         turns.append({"role": message["role"], "content": content})
     return turns
+
+
+def _in_blocks(turns: list[Message]) -> list[Message]:
+    """The turns with blocks throughout where any has some: a Parquet column has one type."""
+    if all(isinstance(turn["content"], str) for turn in turns):
+        return turns
+    return [
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+        if isinstance(turn["content"], str)
+        else turn
+        for turn in turns
+    ]
 
 
 def _flat(content: Any) -> str:

@@ -94,11 +94,13 @@ def test_columns_or_types_that_come_late_are_refused_not_dropped(tmp_path) -> No
 def test_every_form_is_written_and_bad_rows_are_told(kind, tmp_path, sample) -> None:
     row = {"uid": "a", "images": [sample.plain.images[0]], "question": "q ?", "answer": "red",
            "annotations": {"captions": ["a secret caption"]}}  # fmt: skip
-    rows = [row, {**row, "uid": "b", "question": ""}]
+    later = {**row, "uid": "c", "system": "be brief"}  # a column that the first row lacks
+    rows = [row, {**row, "uid": "b", "question": ""}, later]
     written, skipped = export(kind, rows, ["captions"], tmp_path / "x.parquet")
-    assert (written, [bad.uid for bad in skipped]) == (1, ["b"])
+    assert (written, [bad.uid for bad in skipped]) == (2, ["b"])
     importer = {"parquet": "trl"}.get(kind, kind)
-    (back,) = import_rows(importer, tmp_path / "x.parquet", "")
+    back, last = import_rows(importer, tmp_path / "x.parquet", "")
+    assert make_sample(last, []).system == "be brief"
     made = make_sample(back, ["captions"] if kind == "parquet" else [])
     assert made.plain.images[0].tobytes() == sample.plain.images[0].tobytes()
     assert (made.question, made.answer) == ("<image>q ?" if kind != "parquet" else "q ?", "red")

@@ -93,11 +93,14 @@ def _downloaded(task: Benchmark) -> Path:
 def _advice(task: Benchmark) -> str:
     if task.access:
         return task.access
-    names = " ".join(dict.fromkeys(part.rows for part in task.parts))
+    names = dict.fromkeys(part.rows for part in task.parts)
+    commands = "; ".join(
+        f"hf download {name} --repo-type dataset --local-dir DIR" for name in names
+    )
     return (
-        f"where there is a network, `hf download {names} --repo-type dataset` (after `hf auth login` "
-        "where it is gated) fills the cache, which HF_HUB_OFFLINE=1 then reads; or pass --rows FILE "
-        "with rows in the benchmark's own schema"
+        "run this once where there is a network (after `hf auth login` where the data set is gated), "
+        "which fills the cache that HF_HUB_OFFLINE=1 then reads; or fetch the files there with "
+        f"`{commands}` and pass --rows DIR/FILE, .parquet or .jsonl in the benchmark's own schema"
     )
 
 

@@ -76,7 +76,7 @@ class Observer:
             return
         if not self._can_draw:
             self.tracker.say_once(
-                "no report.html: pip install 'dopd-vlm[viz]', "
+                r"no report.html: pip install 'dopd-vlm\[viz]', "
                 f"then python scripts/report.py {self.tracker.run_dir}"
             )
             return

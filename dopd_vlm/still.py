@@ -77,7 +77,7 @@ def token_cells(tokens: Sequence[str], columns: int = COLUMNS) -> list[tuple[int
     cells, row, column = [], 0, 0
     for token in tokens:
         text = token.replace("\n", "\u21b5").strip(" ") or "\u00b7"
-        text = textwrap.shorten(text, columns, placeholder="...") if len(text) > columns else text
+        text = text if len(text) <= columns else f"{text[: columns - 3]}..."
         width = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
         if column and column + width > columns:
             row, column = row + 1, 0

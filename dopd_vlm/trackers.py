@@ -47,6 +47,17 @@ def start_trackers(accelerator: Accelerator, config: RunConfig, run_dir: Path) -
         accelerator.init_trackers(PROJECT, config=flat_config(config), init_kwargs=options)
 
 
+def stop_trackers(accelerator: Accelerator) -> None:
+    """Writes what the trackers still hold and closes them."""
+    names = [tracker.name for tracker in accelerator.trackers]
+    with contextlib.redirect_stdout(io.StringIO()):
+        accelerator.end_training()
+        if "trackio" in names and accelerator.is_main_process:
+            import trackio  # type: ignore[import-not-found]
+
+            trackio.finish()  # else it closes the run once more, loudly, when Python exits
+
+
 def flat_config(config: RunConfig) -> dict[str, Any]:
     """{"section.field": value} with values that every tracker takes: numbers, booleans and text."""
     return {

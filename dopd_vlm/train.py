@@ -23,7 +23,7 @@ from dopd_vlm.models import Policy
 from dopd_vlm.observer import Observer
 from dopd_vlm.state import EncodedSample, TrainState, encode_sample
 from dopd_vlm.step import Clock, greedy_views, train_step
-from dopd_vlm.trackers import check_trackers, start_trackers
+from dopd_vlm.trackers import check_trackers, start_trackers, stop_trackers
 from dopd_vlm.tracking import Tracker, decoded_samples, memory_metrics, open_run_folder
 from dopd_vlm.types import Sample
 
@@ -100,7 +100,7 @@ def train(
     loop = Loop(state, samples, tracker, evaluate, score_answer)
     with view, interruptible() as stop:
         interrupted = loop.run(stop)
-    accelerator.end_training()
+    stop_trackers(accelerator)
     return TrainResult(
         run_dir=run_dir, step=state.step, interrupted=interrupted, num_skipped=state.num_skipped
     )

@@ -31,7 +31,7 @@ CAPTIONS = {
     ),
     "entropy": (
         "The student's mean entropy on trained tokens and the length of its completions: both may settle; bad is "
-        "entropy under 20% or length under 50% of its first steps (marked where it happens), or most completions "
+        "entropy under 10% or length under 50% of its first steps (marked where it happens), or most completions "
         "cut at the limit."
     ),
     "optimizer": (

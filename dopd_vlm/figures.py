@@ -15,7 +15,7 @@ from dopd_vlm.types import Regime
 
 SMOOTH = 9
 """Steps of the running mean that is drawn over noisy curves."""
-COLLAPSE_SHARE = 0.2
+COLLAPSE_SHARE = 0.1
 """Of its first values: a running mean of entropy below it is marked as a collapse; of length, half."""
 COLLAPSE_WINDOW = 5
 MOST_MOMENTS = 6

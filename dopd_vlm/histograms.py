@@ -10,9 +10,9 @@ from dopd_vlm.routing import privilege_advantage_gap
 from dopd_vlm.step import StepOutput
 from dopd_vlm.token_maps import threshold_record
 
-GAP_RANGE = (1e-4, 30.0)
+GAP_RANGE = (1e-6, 30.0)
 """Nats; what lies outside is counted in the first and the last bin."""
-GAP_BINS = 48
+GAP_BINS = 60
 """Evenly spaced in log gap."""
 PROBABILITY_BINS = 25
 """Evenly spaced in [0, 1], for each of q_S and q_T."""

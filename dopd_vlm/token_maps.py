@@ -229,8 +229,8 @@ def _probabilities(logp: Tensor | None) -> list[float] | None:
 
 
 def rounded(values: Tensor) -> list[float]:
-    """Numbers for a log: five decimals."""
-    return [round(value, 5) for value in values.double().tolist()]
+    """Numbers for a log: five significant digits."""
+    return [float(f"{value:.5g}") for value in values.double().tolist()]
 
 
 def token_map_text(record: Mapping[str, Any]) -> str:

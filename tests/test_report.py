@@ -11,6 +11,7 @@ import pytest
 import tiny
 from browser import open_page
 from plotly import graph_objects
+from test_token_maps import as_shown
 from test_train import make_config
 
 from dopd_vlm.comparison import comparison_page, curves, grouped, write_comparison
@@ -94,7 +95,7 @@ def test_every_plot_of_a_real_run_has_data_and_the_page_needs_nothing_else(run_d
         page.locator(".tm-token").first.hover()
         record = json.loads((run_dir / "token_maps.jsonl").read_text().splitlines()[0])
         shown = page.locator(".tm-tip dd[data-name='gap, nats']").inner_text()
-        assert shown == f"{record['gap'][0]:.4f}"
+        assert float(shown) == as_shown(record["gap"][0])
         text = page.locator("body").inner_text()
         assert "All 4 steps are done." in text and EVIL in text
         assert opened.problems == [] and opened.requests == []

@@ -55,7 +55,9 @@ def test_regimes_and_losses_are_those_of_the_training_step(method):
         for row, rollout in enumerate(micro.rollouts):
             record, length = by_uid[rollout.uid], len(rollout.completion_ids)
             expected = loss.per_token[row, :length].tolist()
-            assert record["loss"] == pytest.approx(expected, abs=6e-6) and max(expected) > 0
+            assert (
+                record["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-9) and max(expected) > 0
+            )
             routed = loss.regime[row, :length].tolist() if method == "dopd" else None
             assert record["regime"] == routed
     if method == "dopd":
@@ -77,7 +79,7 @@ def test_the_three_distributions_are_softmaxes_of_their_models_in_their_views():
         for name, (policy, view, column) in sides.items():
             prob = softmax_of(state, policy, view, sample, rollout)
             sampled[name] = prob.gather(-1, rollout.completion_ids[:, None]).squeeze(-1)
-            assert record[column] == pytest.approx(sampled[name].tolist(), abs=6e-6)
+            assert record[column] == pytest.approx(sampled[name].tolist(), rel=1e-4, abs=1e-9)
             best = prob.topk(5)
             shown = [[share for _, share in row] for row in record["top"][name]]
             assert [p for row in shown for p in row] == pytest.approx(
@@ -86,7 +88,7 @@ def test_the_three_distributions_are_softmaxes_of_their_models_in_their_views():
             first = state.student.tokenizer.convert_ids_to_tokens(best.indices[:, 0].tolist())
             assert [row[0][0] for row in record["top"][name]] == first
         gap = (sampled["teacher"].log() - sampled["student_privileged"].log()).abs()
-        assert record["gap"] == pytest.approx(gap.tolist(), abs=6e-6)
+        assert record["gap"] == pytest.approx(gap.tolist(), rel=1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +156,11 @@ def tip(page):
     }
 
 
+def as_shown(value):
+    """Four decimals, or two digits of a small number."""
+    return float(f"{value:.2g}" if 0 < value < 0.01 else f"{value:.4f}")
+
+
 def check_tip(page, record, place):
     shown = tip(page)
     for name, column in (
@@ -162,7 +169,7 @@ def check_tip(page, record, place):
         ("q_S", "q_student"),
         ("loss, nats", "loss"),
     ):
-        assert shown[name] == f"{record[column][place]:.4f}", name
+        assert float(shown[name]) == as_shown(record[column][place]), name
     assert shown["regime"] == ("LH", "LL", "HT", "HS")[record["regime"][place]]
     numbers = page.locator(".tm-tops td:nth-child(2)").all_inner_texts()
     names = ("student_plain", "student_privileged", "teacher")

@@ -11,7 +11,9 @@ function tokenMaps(root) {
     if (text !== undefined) node.textContent = text;
     return node;
   };
-  const number = (value, digits = 4) => value === null || value === undefined ? "-" : value.toFixed(digits);
+  const number = (value, digits = 4) => value === null || value === undefined ? "-"
+    : value !== 0 && Math.abs(value) < 0.01 ? value.toPrecision(2) : value.toFixed(digits);
+  const share = value => value.toFixed(3);
   const percent = share => (100 * share).toFixed(0) + "%";
   const visible = text => text.replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5").replace(/^ | $/g, "\u00b7") || "\u2205";
   const current = () => probes[state.probe].maps[state.step];
@@ -101,7 +103,7 @@ function tokenMaps(root) {
     table.append(caption);
     for (let at = 0; entries && at < entries.length; at += 2) {
       const row = make("tr", entries[at] === id ? "tm-chosen" : "");
-      row.append(make("td", "", visible(strings[entries[at]])), make("td", "", number(entries[at + 1], 3)));
+      row.append(make("td", "", visible(strings[entries[at]])), make("td", "", share(entries[at + 1])));
       row.firstChild.title = strings[entries[at]];
       table.append(row);
     }

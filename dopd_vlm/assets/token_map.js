@@ -23,8 +23,8 @@ function tokenMaps(root) {
 
   function fillView(name) {
     const view = probes[state.probe][name], box = find(name);
-    box.replaceChildren(make("h4", "", name === "plain" ? "plain: what the student sees"
-      : "privileged: what both targets see"));
+    box.replaceChildren(make("h4", "", name === "plain" ? "plain view: all that the student is given"
+      : "privileged view: for scoring only"));
     for (const uri of view.images) {
       const image = make("img");
       image.alt = name + " picture";

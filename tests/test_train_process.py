@@ -72,6 +72,22 @@ def test_a_signal_saves_and_exits_and_resume_goes_on(tmp_path, number):
     assert saved.resolve().name == f"step_{STEPS:06d}"
 
 
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once_and_without_a_traceback(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "optim.max_steps=5000"), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for(process, tmp_path / "demo_text", 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "stopped at once" in output or "is saved, go on with resume=true" in output
+
+
 def test_a_run_in_bfloat16_takes_its_steps_with_float32_weights(tmp_path):
     # In a process of its own: accelerate fixes the precision of a process with its first Accelerator.
     done = subprocess.run(

@@ -32,19 +32,24 @@ def check_trackers(names: Sequence[str]) -> None:
         )
 
 
-def start_trackers(accelerator: Accelerator, config: RunConfig, run_dir: Path) -> None:
-    """Opens the recipe's trackers with the whole recipe as their configuration."""
+def start_trackers(accelerator: Accelerator, config: RunConfig, run_dir: Path) -> list[str]:
+    """Opens the recipe's trackers with the whole recipe as their configuration; what to tell the user."""
+    wandb_mode = os.environ.get("WANDB_MODE", "offline")
     options: dict[str, dict[str, Any]] = {
         "trackio": {"name": config.name, "embed": False, "resume": "allow"},
         "wandb": {
             "name": config.name,
             "dir": str(run_dir),
-            "mode": os.environ.get("WANDB_MODE", "offline"),
+            "mode": wandb_mode,
+            "settings": {"silent": True},  # its closing summary is longer than ours
         },
     }
     # trackio prints how to open its dashboard.
     with contextlib.redirect_stdout(io.StringIO()):
         accelerator.init_trackers(PROJECT, config=flat_config(config), init_kwargs=options)
+    if "wandb" in config.tracking and wandb_mode == "offline":
+        return [f"wandb is offline; `wandb sync {run_dir}/wandb/offline-run-*` sends the run"]
+    return []
 
 
 def stop_trackers(accelerator: Accelerator) -> None:

@@ -82,8 +82,20 @@ def train(
     accelerator.wait_for_everyone()
     state = build_state(config, accelerator, run_dir)
     check_space(state, run_dir)
-    if config.tracking:
-        start_trackers(accelerator, config, run_dir)
+    tracker = open_tracker(state, run_dir, console)
+    loop = Loop(state, samples, tracker, evaluate, score_answer)
+    with tracker.view, interruptible() as stop:
+        interrupted = loop.run(stop)
+    stop_trackers(accelerator)
+    return TrainResult(
+        run_dir=run_dir, step=state.step, interrupted=interrupted, num_skipped=state.num_skipped
+    )
+
+
+def open_tracker(state: TrainState, run_dir: Path, console: Console) -> Tracker:
+    """Console, metrics.jsonl and the recipe's trackers, at the step where the run begins."""
+    config, accelerator = state.config, state.accelerator
+    notes = start_trackers(accelerator, config, run_dir) if config.tracking else []
     view = RunView(
         console,
         title=f"{config.name}: {config.method.name}",
@@ -97,13 +109,9 @@ def train(
         log=accelerator.log if config.tracking else None,
     )
     tracker.resume_at(state.step)
-    loop = Loop(state, samples, tracker, evaluate, score_answer)
-    with view, interruptible() as stop:
-        interrupted = loop.run(stop)
-    stop_trackers(accelerator)
-    return TrainResult(
-        run_dir=run_dir, step=state.step, interrupted=interrupted, num_skipped=state.num_skipped
-    )
+    for note in notes:
+        tracker.say(note)
+    return tracker
 
 
 class Loop:

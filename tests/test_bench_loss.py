@@ -1,0 +1,37 @@
+"""`bench.py loss` on tiny sizes: the table in pieces, the reason for what is left out, the memory of a process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
+SIZES = ["--vocab", "64", "--hidden", "8", "--threads", "1", "--device", "cpu"]
+
+
+def bench(folder, *options):
+    command = [sys.executable, str(BENCH), "loss", *SIZES, "--out", str(folder), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout, json.loads((folder / "loss.json").read_text())
+
+
+def test_a_table_in_pieces(tmp_path):
+    options = ["--repeats", "1", "--dense-limit-mib", "0"]
+    names = ["--variants", "ours dopd", "dense autograd"]
+    printed, first = bench(tmp_path, "--tokens", "512", "--only", "time", *options, *names)
+    assert "dense autograd  skipped: needs about 1 MiB" in printed
+    _, report = bench(tmp_path, "--tokens", "512", "--only", "memory", *options, *names[:2])
+    row = report["rows"]["512 ours dopd"]
+    assert row["seconds"] == first["rows"]["512 ours dopd"]["seconds"]
+    assert row["peak_mib"] > 0
+    assert row["products"] == pytest.approx(5.0, abs=1.0) and row["over_limit"] > 0
+    assert report["rows"]["512 dense autograd"]["skipped"]
+    assert report["rows"]["512 limit"]["over_limit"] == pytest.approx(1.0)
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
+    # On other terms it is another table.
+    _, other = bench(
+        tmp_path, "--tokens", "128", "--hidden", "4", "--only", "time", *options, *names[:2]
+    )
+    assert set(other["rows"]) == {"128 ours dopd", "128 limit"}

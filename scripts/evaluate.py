@@ -152,10 +152,10 @@ def compare(options: argparse.Namespace, console: Console) -> None:
 
 def run_lm_eval(options: argparse.Namespace, console: Console) -> None:
     """lm-eval's tasks on the checkpoint; its own table and files."""
-    if options.endpoint:
+    if options.endpoint or options.suite:
         raise ValueError(
-            "--harness lm-eval takes a CHECKPOINT; for an endpoint use lm-eval's own model "
-            "local-chat-completions"
+            "--harness lm-eval takes a CHECKPOINT and --tasks: the suites are our own, and for an "
+            "endpoint lm-eval has its model local-chat-completions"
         )
     try:
         from dopd_vlm.eval.lm_eval_run import load_lm, result_table, run_tasks

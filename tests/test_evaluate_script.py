@@ -1,11 +1,18 @@
 """scripts/evaluate.py as a command: both views, files left behind, comparison, mistakes."""
 
+import functools
+import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import tiny
+from test_endpoint import chat, server
+from test_lm_eval import text_task
 
 from dopd_vlm.eval.results import read_results
 
@@ -31,11 +38,95 @@ def test_evaluate_both_views_then_compare(tmp_path: Path) -> None:
     tasks = ("shapes", "lists")
     assert found == {(name, view): 3 for name in tasks for view in ("plain", "privileged")}
     assert len((out / "samples_lists__privileged.jsonl").read_text().splitlines()) == 3
-    compared = call("--compare", str(out), str(out))
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="example"') >= 2 and "data:image/png;base64" in page
+    assert (out / "report.md").read_text(encoding="utf-8").startswith("| task | metric | plain |")
+    compared = call("--compare", str(out), str(out), "--out", str(tmp_path / "compared"))
     assert compared.returncode == 0 and compared.stdout.count("shapes") == 2
+    assert (tmp_path / "compared" / "comparison.html").is_file()
 
 
-def test_mistakes_end_with_a_message(tmp_path: Path) -> None:
-    done = call("somewhere", "--tasks", "shaps")
-    assert done.returncode == 2 and "near: shapes" in done.stdout
-    assert "Traceback" not in done.stderr
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """(exit status, what was printed) of the script in this process."""
+    status = evaluate_script().main(list(arguments))
+    return status, " ".join(capsys.readouterr().out.split())
+
+
+@functools.cache
+def evaluate_script() -> ModuleType:
+    """scripts/evaluate.py under another name: `evaluate` is a library."""
+    sys.path.append(str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_mistakes_end_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["somewhere", "--tasks", "shaps"], "near: shapes"),
+        (["somewhere", "--suite", "paper"], "known: paper_vlm, paper_llm"),
+        (["./nowhere", "--tasks", "shapes"], "model folder './nowhere' does not exist"),
+        (["embedded:student_vl"], "--tasks NAME"),
+        (["a", "--endpoint", "http://127.0.0.1:9/v1", "--tasks", "shapes"], "either a CHECKPOINT"),
+        (["--endpoint", "http://127.0.0.1:9/v1", "--tasks", "shapes"], "is the server running"),
+        (["--endpoint", "ftp://x", "--tasks", "shapes"], "must start with http"),
+        (
+            ["--endpoint", "http://x/v1", "--harness", "lm-eval", "--tasks", "a"],
+            "local-chat-completions",
+        ),
+    ):
+        status, printed = run_here(capsys, *arguments)
+        assert status == 2 and message in printed, (arguments, printed)
+
+
+def test_a_task_without_data_stops_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--limit", "2", "--max-completion-length", "3", "--out", str(tmp_path)]
+    task = tmp_path / "absent.yaml"
+    task.write_text("description: d\nrows: ./absent_rows.jsonl\n")
+    status, printed = run_here(
+        capsys, "embedded:student_vl", "--tasks", f"{task},shapes", "--show-prompts", "1", *options
+    )
+    assert status == 2 and "absent_rows.jsonl" in printed
+    assert "picture 1: 32 x 32" in printed and "<|im_start|>user" in printed
+    assert [one.name for one in read_results(tmp_path)] == ["shapes"]
+
+
+def test_an_endpoint_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def script(body: dict, tries: int) -> tuple[int, object]:
+        content = body["messages"][-1]["content"]
+        return 200, chat("answer 2" if "image_url" in str(content) else "answer 15")
+
+    with server(script) as (url, bodies):
+        status, printed = run_here(
+            capsys, "--endpoint", url + "/", "--tasks", "shapes,lists", "--limit", "5",
+            "--show-prompts", "1", "--out", str(tmp_path),
+        )  # fmt: skip
+    assert status == 0 and {body["model"] for body in bodies} == {"small"}
+    found = read_results(tmp_path)
+    assert [one.model for one in found] == [f"small @ {url}"] * 2
+    assert [one.n for one in found] == [5, 5] and found[0].accuracy > 0
+    assert "'type': 'image'" not in printed or "picture 1" in printed
+
+
+def test_lm_eval_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"question": f"what is {i}?", "answer": str(i)} for i in range(3)]
+    arguments = ["embedded:student_text", "--harness", "lm-eval", "--tasks", "local_lists"]
+    arguments += ["--include-path", str(text_task(tmp_path, rows)), "--limit", "2"]
+    status, printed = run_here(
+        capsys, *arguments, "--max-completion-length", "4", "--out", str(tmp_path / "out")
+    )
+    assert status == 0 and "|local_lists|" in printed and "exact_match" in printed
+    (path,) = (tmp_path / "out").rglob("results_*.json")
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    assert tree["n-samples"]["local_lists"]["effective"] == 2
+    monkeypatch.setitem(sys.modules, "dopd_vlm.eval.lm_eval_run", None)
+    status, printed = run_here(capsys, *arguments)
+    assert status == 2

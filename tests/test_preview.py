@@ -19,7 +19,7 @@ from dopd_vlm.data.views import make_samples
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "data" / "assets" / "photos"
 DEMO = ROOT / "scripts" / "recipes" / "demo.yaml"
-TOLD = ("gap", "q_T", "q_S", "regime")
+TOLD = ("gap, nats", "q_T", "q_S", "regime")
 EVIL = '<script>alert("x")</script>'
 
 
@@ -201,7 +201,7 @@ def test_in_a_browser_a_token_tells_gap_and_the_five_best(rolled_out, width) -> 
         token.hover()
         tip.wait_for()
         told = {name: tip.locator(f"[data-name='{name}']").inner_text() for name in TOLD}
-        gap = float(told["gap"])
+        gap = float(told["gap, nats"])
         assert gap >= 0 and all(0 <= float(told[name]) <= 1 for name in ("q_T", "q_S"))
         assert told["regime"] in ("LH", "LL", "HT", "HS")
         assert [tip.locator("table").nth(i).locator("tr").count() for i in range(3)] == [5, 5, 5]

@@ -124,6 +124,39 @@ def load_policy(
     return Policy(model=disable_dropout_(model).eval(), processor=processor, path=config.path)
 
 
+def empty_policy(
+    config: ModelConfig,
+    *,
+    device: str | torch.device,
+    trainable: bool,
+    attention: str,
+    lora: LoraConfig | None = None,
+) -> Policy:
+    """The model's architecture on the meta device: shapes and dtypes as on `device`, no data.
+
+    Reads config and processor alone. Raises ValueError when the folder holds none.
+    """
+    path = _existing(config.path)
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    try:
+        architecture = AutoConfig.from_pretrained(path, **options)
+        processor = AutoProcessor.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot read the config of model {config.path!r}: {error}") from error
+    is_visual = architecture.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    auto = AutoModelForImageTextToText if is_visual else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(
+            architecture,
+            dtype=model_dtype(config, device, trainable),
+            attn_implementation=attention,
+            **options,
+        )
+        model.requires_grad_(trainable)
+        policy = Policy(model=model.eval(), processor=processor, path=config.path)
+        return add_lora(policy, lora) if lora is not None and lora.rank else policy
+
+
 def model_dtype(config: ModelConfig, device: str | torch.device, trainable: bool) -> torch.dtype:
     """`auto` keeps trained weights in fp32: at lr 5e-6 an update is below bfloat16's resolution."""
     if config.dtype != "auto":

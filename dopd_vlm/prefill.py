@@ -121,7 +121,7 @@ def _is_multimodal_rotary(policy: Policy) -> bool:
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values in a buffer with room for the tokens to come: adding one copies one.
+    """Keys and values in a buffer with room for tokens to come: adding one copies one.
 
     No gradient: `DynamicLayer` copies everything for each token, but keeps the graph.
     """
@@ -129,8 +129,9 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self._buffers = (_with_room(keys, room), _with_room(values, room))
+        self._room = room
         self._length = keys.shape[-2]
+        self._buffers = (_with_room(keys, room), _with_room(values, room))
         self._show()
 
     def _show(self) -> tuple[Tensor, Tensor]:
@@ -143,6 +144,10 @@ class RoomyLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Writes behind the last token; returns all keys and values so far."""
         start, self._length = self._length, self._length + key_states.shape[-2]
+        keys, values = self._buffers
+        if self._length > keys.shape[-2]:
+            room = key_states.shape[-2] + self._room
+            self._buffers = (_with_room(keys, room), _with_room(values, room))
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[..., start : self._length, :] = states
         return self._show()
@@ -155,7 +160,7 @@ class RoomyLayer(DynamicLayer):
 
 
 def with_room(prefix: Prefix, rows: Tensor, room: int) -> Prefix:
-    """`select`, and buffers with room for `room` more tokens; without gradient."""
+    """`select`, and buffers that get room for `room` more tokens whenever they are full; no gradient."""
     chosen = select(prefix, rows)
     roomy = []
     for layer in plain_layers(chosen.cache):

@@ -28,6 +28,8 @@ from dopd_vlm.types import Rollout
 
 CUDA_CHECK_EVERY = 16
 """Tokens between looks at which sequences have ended: each look waits for the device."""
+ROOM = 256
+"""Tokens for which a sequence's keys and values get room at a time."""
 KEPT_SHARE = 0.75
 """Ended sequences leave the batch when at most this share of it goes on: leaving copies the keys."""
 
@@ -67,7 +69,8 @@ def generate(
         batch = [prompts[i] for i in chosen]
         noise = None if draws is None else draws[chosen].flatten(0, 1).to(policy.device)
         with torch.no_grad():
-            prefix = _prefix(policy, batch, num_generations, max_completion_length)
+            room = min(ROOM, max_completion_length)
+            prefix = _prefix(policy, batch, num_generations, room)
             ids, logp = _decode(policy, sampler, prefix, noise, max_completion_length)
         uids = [prompt.uid for prompt in batch for _ in range(num_generations)]
         rollouts = [

@@ -1,11 +1,12 @@
 """Distil a student from a privileged teacher.
 
-    python scripts/train.py RECIPE [section.field=value ...] [--dry-run]
+    python scripts/train.py RECIPE [section.field=value ...] [--dry-run | --memory]
     torchrun --nproc_per_node N scripts/train.py RECIPE ...        # or accelerate launch
     python scripts/train.py --help                                 # every field of a recipe
 
 --dry-run resolves the recipe, checks the rows, shows the first prompts and says what would happen;
 it loads no model and needs no GPU.
+--memory predicts the peak memory of each phase of a step and says whether it fits; it loads no weights.
 """
 
 import logging
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from build import Evaluation, good_rows, resolved, score_answer, training_samples
+from memory_table import show_memory
 from rich.console import Console
 from rich.pretty import pprint
 from transformers.utils.logging import disable_progress_bar
@@ -32,19 +34,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__doc__)
         parser().print_help()
         return 0 if arguments else 2
-    dry_run = "--dry-run" in arguments
-    recipe, *overrides = [a for a in arguments if a != "--dry-run"]
+    modes = {"--dry-run": show, "--memory": show_memory}
+    mode = next((modes[a] for a in arguments if a in modes), run)
+    recipe, *overrides = [a for a in arguments if a not in modes]
     disable_progress_bar()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         config = read_config(recipe, overrides)
-        return show(config, console) if dry_run else run(config, console)
+        return mode(config, console)
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2
     except (NonFiniteLossError, OSError) as error:
         console.print(f"stopped: {error}", style="red", markup=False)
         return 1
+    except KeyboardInterrupt:  # before the first step, or a second time during one
+        console.print("stopped at once: what was saved stands, resume=true goes on from there")
+        return 130
 
 
 def show(config: RunConfig, console: Console) -> int:

@@ -133,3 +133,15 @@ def test_sampling_is_seeded_and_leaves_the_global_state_alone():
     ]
     assert draws[0] == draws[1] != draws[2]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_buffers_that_fill_up_grow(monkeypatch):
+    policy, samples = policy_and_samples("text")
+    prompts = encoded(policy, samples)
+    whole = generate(policy, prompts, max_completion_length=20, seed=4)
+    monkeypatch.setattr("dopd_vlm.rollout.ROOM", 3)
+    grown = generate(policy, prompts, max_completion_length=20, seed=4)
+    assert max(len(r.completion_ids) for r in whole) > 9
+    for one, other in zip(whole, grown, strict=True):
+        assert one.completion_ids.tolist() == other.completion_ids.tolist()
+        assert torch.equal(one.sampler_logp, other.sampler_logp)

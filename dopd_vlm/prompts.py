@@ -1,13 +1,13 @@
 """Sample -> PromptPair of chat messages: the only file with prompt wording.
 
-The privileged messages are the plain ones with the privileged context appended to the last user
-turn and the privileged pictures in place of the plain ones; system turn, history and question text
-are the same in both.
+The privileged messages are the plain ones with the privileged context in the last user turn (or the
+system turn, where the recipe says so) and the privileged pictures in place of the plain ones; history
+and question text are the same in both.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -26,6 +26,9 @@ class PromptTemplate:
     """Plain wording of a multiple-choice question, in both views; options are `A. text` lines."""
     privileged: str = "{question}\n\nReference:\n{context}"
     """The privileged turn: `{question}` is the plain wording, `{context}` the rendered annotations."""
+    placement: Literal["user", "system"] = "user"
+    """Whose turn holds the context; in the system turn, `privileged` stands without the question, behind
+    the row's own system text."""
 
     def __post_init__(self) -> None:
         for name, needed in (
@@ -60,9 +63,14 @@ def build_prompts(sample: Sample, template: PromptTemplate | None = None) -> Pro
 
 def _messages(sample: Sample, name: ViewName, template: PromptTemplate) -> list[Message]:
     view, text = sample.view(name), question_text(sample, template)
-    if view.context:
+    system_text = sample.system or ""
+    if view.context and template.placement == "user":
         text = template.privileged.replace("{context}", view.context).replace("{question}", text)
-    system = [{"role": "system", "content": sample.system}] if sample.system else []
+    elif view.context:
+        wording = template.privileged.replace("{question}", "").strip()
+        told = wording.replace("{context}", view.context)
+        system_text = f"{system_text}\n\n{told}".strip()
+    system = [{"role": "system", "content": system_text}] if system_text else []
     return [*system, *sample.history, {"role": "user", "content": _content(text, view.images)}]
 
 

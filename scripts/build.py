@@ -6,14 +6,17 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from transformers import AutoProcessor
 
 from dopd_vlm.config import DataConfig, ModelConfig, RunConfig
+from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.embedded import embedded_model, embedded_rows, is_embedded
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import check_choices, make_sample, make_samples
@@ -66,6 +69,20 @@ def training_samples(data: DataConfig, *, resize: Callable[..., Any] | None = No
     return LazySamples(rows, make)
 
 
+def resizer(config: RunConfig) -> Callable[..., Any] | None:
+    """How the student's processor resizes a picture; only Qwen2.5's coordinates ask for it.
+
+    `config` is a resolved one. For the other families no processor is loaded.
+    """
+    if config.data.coords != "qwen2_5":
+        return None
+    student = config.student
+    processor = AutoProcessor.from_pretrained(
+        student.path, trust_remote_code=student.trust_remote_code
+    )
+    return partial(resized_size, processor)
+
+
 def good_rows(samples: LazySamples, limit: int, console: Console) -> tuple[int, list[str]]:
     """How many of the first `limit` rows make a sample, and what is wrong with the others."""
     problems = []
@@ -101,7 +118,8 @@ class Evaluation:
         self.config, self.console = config, console
         self.results: dict[tuple[str, str, str], Results] = {}
         self._samples = {
-            name: benchmark_samples(name, config.data) for name in config.evaluation.tasks
+            name: benchmark_samples(name, config.data, resizer(config))
+            for name in config.evaluation.tasks
         }
 
     def __call__(self, student: Policy, step: int, is_last: bool) -> dict[str, float]:
@@ -171,11 +189,13 @@ class Evaluation:
         return made
 
 
-def benchmark_samples(name: str, data: DataConfig) -> list[Sample]:
+def benchmark_samples(
+    name: str, data: DataConfig, resize: Callable[..., Any] | None = None
+) -> list[Sample]:
     """A benchmark's questions with the privileged view of the recipe's annotations."""
     benchmark = load_benchmark(name)
     rows = to_rows(benchmark, rows_of(benchmark.rows, benchmark.split))
-    samples, skipped = make_samples(rows, data.annotations, coords=data.coords)
+    samples, skipped = make_samples(rows, data.annotations, coords=data.coords, resize=resize)
     if not samples:
         raise ValueError(
             f"task {name!r} has no usable row: {skipped[0].reason if skipped else 'it is empty'}"

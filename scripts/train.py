@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from build import Evaluation, good_rows, resolved, score_answer, training_samples
+from build import Evaluation, good_rows, resizer, resolved, score_answer, training_samples
 from memory_table import show_memory
 from rich.console import Console
 from rich.pretty import pprint
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show(config: RunConfig, console: Console) -> int:
     """What a run would do: config, method, rows and the first row's prompts in both views."""
     method = configured_method(config)
-    samples = training_samples(config.data)
+    samples = training_samples(config.data, resize=resizer(resolved(config)))
     good, problems = good_rows(samples, config.data.validate_rows, console)
     pprint(config, console=console, expand_all=True)
     pprint(method, console=console)
@@ -84,7 +84,7 @@ def show(config: RunConfig, console: Console) -> int:
 def run(config: RunConfig, console: Console) -> int:
     """Evaluate, distil, evaluate, and print the table."""
     config = resolved(config)
-    samples = training_samples(config.data)
+    samples = training_samples(config.data, resize=resizer(config))
     good, problems = good_rows(samples, config.data.validate_rows, console)
     if not good:
         raise ValueError(f"no row of {config.data.train!r} can be used: {'; '.join(problems[:3])}")

@@ -25,9 +25,9 @@ from dopd_vlm.data.shapes import COLOURS, SHAPES
 from dopd_vlm.data.views import make_sample
 from dopd_vlm.encode import EncodedPrompt, encode_prompt
 from dopd_vlm.models import Policy, load_policy
-from dopd_vlm.prompts import build_prompts
+from dopd_vlm.prompts import PromptTemplate, build_prompts
 from dopd_vlm.train import train
-from dopd_vlm.types import ViewName
+from dopd_vlm.types import Sample, View, ViewName
 
 SIZES = ((64, 48), (40, 88), (96, 32))
 PICTURES = tuple(tiny.picture(*size, seed=seed) for seed, size in enumerate(SIZES))
@@ -250,3 +250,17 @@ def run_config(out) -> RunConfig:
         rollout=RolloutConfig(num_generations=1, max_completion_length=4),
         method=MethodConfig(name="priv_t_to_s"), optim=OptimConfig(batch_size=2, max_steps=2),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_privilege_in_the_system_turn_leaves_the_users_turn_and_the_plain_view_alone(system):
+    sample = Sample(
+        uid="a", question="how many?", answer="2", system=system,
+        plain=View(images=(), context=""), privileged=View(images=(), context="a red cup"),
+    )  # fmt: skip
+    pair = build_prompts(sample, PromptTemplate(placement="system"))
+    assert pair.privileged[-1] == pair.plain[-1] == {"role": "user", "content": "how many?"}
+    told = pair.privileged[0]
+    assert told["role"] == "system" and told["content"].endswith("Reference:\na red cup")
+    assert told["content"].startswith(system or "Reference")
+    assert pair.plain == build_prompts(sample).plain

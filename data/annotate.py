@@ -8,7 +8,6 @@ killed goes on where it was, and `metadata.jsonl` and `dropped.jsonl` can always
 
 import asyncio
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from .questions import Question
 from .replies import Record, RepliesFile
 from .rows import METADATA, Row
 from .store import as_line, with_files
-from .views import uid_of
+from .views import as_object, uid_of
 
 REPLIES, DROPPED = "replies.jsonl", "dropped.jsonl"
 
@@ -256,11 +255,8 @@ def _write(run: _Run, out: Path, stopped: str) -> Outcome:
 
 def _annotated(row: Row, values: Mapping[str, Any], model: str) -> Row:
     """The row with the new annotations; those of other kinds stay."""
-    held, meta = row.get("annotations") or {}, row.get("meta") or {}
-    held = json.loads(held) if isinstance(held, str) else held
-    meta = json.loads(meta) if isinstance(meta, str) else meta
-    if not isinstance(held, Mapping) or not isinstance(meta, Mapping):
-        raise ValueError("annotations and meta must be objects")
+    held = as_object(row.get("annotations"), "annotations")
+    meta = as_object(row.get("meta"), "meta")
     held = {kind: value for kind, value in held.items() if value is not None}
     return {
         **row,

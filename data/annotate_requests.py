@@ -1,7 +1,5 @@
 """What is sent to the annotating model: pictures as data URLs, and the filled-in wording."""
 
-import base64
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from typing import Any
 from PIL import Image
 from qwen_vl_utils.vision_process import smart_resize
 
+from dopd_vlm.picture_uri import picture_uri
 from dopd_vlm.types import Message
 
 from .annotate_prompts import ANSWER, CHECK, PLACES, REPAIR, WORDINGS
@@ -58,7 +57,7 @@ def asked(row: Mapping[str, Any], coords: str, max_pixels: int) -> Asked:
             Frame(family=family, size=image.size, resized=shown.size)
             for image, shown in zip(images, sent, strict=True)
         ),
-        urls=tuple(map(_data_url, sent)),
+        urls=tuple(picture_uri(shown, "jpeg", quality=JPEG_QUALITY) for shown in sent),
     )
 
 
@@ -128,9 +127,3 @@ def _resized(image: Image.Image, max_pixels: int) -> Image.Image:
         image.height, image.width, SIDE_FACTOR, min_pixels=MIN_PIXELS, max_pixels=max_pixels
     )
     return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,8 +1,6 @@
 """A self-contained HTML page of what the student sees, what the teacher sees and what is trained on."""
 
-import base64
 import html
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from itertools import groupby
 
 from PIL import Image
 
+from dopd_vlm.picture_uri import picture_uri
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.types import Message, Sample, View, ViewName
 
@@ -193,13 +192,10 @@ def _picture(image: Image.Image) -> str:
     shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     is_small = max(image.size) < SMALL_SIDE
     kind, options = ("png", {}) if is_small else ("jpeg", {"quality": 90})
-    buffer = io.BytesIO()
-    shown.save(buffer, kind, **options)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
     small = ' class="small"' if is_small else ""
     size = f"{image.width} x {image.height}"
     return (
-        f'<figure><img{small} alt="{size} pixels" src="data:image/{kind};base64,{data}">'
+        f'<figure><img{small} alt="{size} pixels" src="{picture_uri(shown, kind, **options)}">'
         f"<figcaption>{size}</figcaption></figure>"
     )
 

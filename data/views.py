@@ -142,7 +142,7 @@ def _sample(
     for name, form in chosen:
         text = annotation_type(name).describe(values[name], frame) if form != "drawn" else ""
         texts.append(section(name, text) if text else "")
-    meta = _object(row.get("meta"), "meta")
+    meta = as_object(row.get("meta"), "meta")
     origin = {key: value for key, value in origin_of(row).items() if key in ("file", "line")}
     return Sample(
         uid=uid_of(row),
@@ -177,7 +177,7 @@ def _values(
     question: Question,
     images: Sequence[Image.Image],
 ) -> dict[str, Any]:
-    raw = {"answer": question.answer, **_object(row.get("annotations"), "annotations")}
+    raw = {"answer": question.answer, **as_object(row.get("annotations"), "annotations")}
     sizes = [image.size for image in images]
     values = {}
     for name, _ in chosen:
@@ -228,7 +228,7 @@ def _frame(images: Sequence[Image.Image], coords: str, resize: Resize | None) ->
     )
 
 
-def _object(value: Any, field: str) -> dict[str, Any]:
+def as_object(value: Any, field: str) -> dict[str, Any]:
     """A mapping, also when a table stored it as JSON text; None is empty."""
     if isinstance(value, str):
         value = parse_json(field, value)

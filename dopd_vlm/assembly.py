@@ -18,6 +18,7 @@ from dopd_vlm.models import (
     check_vocabularies,
     has_bfloat16,
     load_policy,
+    output_head,
     process_state,
 )
 from dopd_vlm.state import TrainState
@@ -62,7 +63,7 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
     optimizer = torch.optim.AdamW(
         parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
     )
-    widths = [p.head.weight.shape[0] for p in (student, teacher) if p is not None]  # type: ignore[union-attr]
+    widths = [len(output_head(p).weight) for p in (student, teacher) if p is not None]
     state = TrainState(
         config=config,
         accelerator=accelerator,
@@ -72,7 +73,7 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
         method=chosen,
         optimizer=optimizer,
         scheduler=get_cosine_schedule_with_warmup(optimizer, optim.warmup_steps, optim.max_steps),
-        vocab_size=int(min(widths)),
+        vocab_size=min(widths),
     )
     if checkpoint is not None:
         load_trainer_(state, checkpoint)

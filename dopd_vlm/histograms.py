@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dopd_vlm.routing import privilege_advantage_gap
 from dopd_vlm.step import StepOutput
-from dopd_vlm.token_maps import threshold_record
 
 GAP_RANGE = (1e-6, 30.0)
 """Nats; what lies outside is counted in the first and the last bin."""
@@ -47,7 +46,7 @@ def histogram_record(output: StepOutput, accelerator: Accelerator) -> dict[str, 
         "gap_edges": [float(f"{edge:.6g}") for edge in gap_edges().tolist()],
         "gap_counts": gap.tolist(),
         "q_counts": joint.tolist(),
-        "threshold": threshold_record(output.thresholds),
+        "threshold": output.thresholds.record(),
     }
 
 

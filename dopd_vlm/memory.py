@@ -21,7 +21,7 @@ from dopd_vlm.encode import EncodedPrompt
 from dopd_vlm.heads import default_chunk_size
 from dopd_vlm.memory_probe import PROBE, LiveBytes
 from dopd_vlm.methods import Method
-from dopd_vlm.models import Policy, empty_policy
+from dopd_vlm.models import Policy, empty_policy, output_head
 from dopd_vlm.prefill import can_share, extend, prefill, select, with_room
 from dopd_vlm.types import ViewName
 
@@ -160,8 +160,7 @@ class Sizes:
     def target_bytes(self, policy: Policy) -> int:
         """Hidden states [B, T, H] and top-K ids and log-probs of every token of the batch."""
         tokens = self.num_prompts * self.num_generations * self.num_tokens
-        weight = policy.head.weight
-        assert isinstance(weight, Tensor)
+        weight = output_head(policy).weight
         return tokens * (weight.shape[1] * weight.itemsize + self.top_k * 8)
 
 
@@ -194,16 +193,14 @@ def _weight_bytes(policy: Policy, config: RunConfig) -> int:
 
 def _chunk_bytes(policy: Policy, sequences: int, sizes: Sizes, device: str) -> int:
     """One buffer of logits of that many sequences."""
-    weight = policy.head.weight
-    assert isinstance(weight, Tensor)
+    weight = output_head(policy).weight
     rows = default_chunk_size(len(weight), torch.float32, torch.device(device))
     return min(rows, sequences * sizes.num_tokens) * len(weight) * 4
 
 
 def _loss_bytes(policy: Policy, sizes: Sizes, device: str) -> int:
     """The routed loss's own: chunks of logits, and the head's gradient beside what autograd adds it to."""
-    weight = policy.head.weight
-    assert isinstance(weight, Tensor)
+    weight = output_head(policy).weight
     chunks = LOSS_CHUNKS * _chunk_bytes(policy, sizes.micro_batch, sizes, device)
     return chunks + (_bytes([weight]) if weight.requires_grad else 0)
 
@@ -276,8 +273,7 @@ def _rollout_peak(policy: Policy, sizes: Sizes) -> int:
         ids = torch.zeros(sequences, 1, dtype=torch.int64, device="meta")
         return extend(policy, prefix, ids, torch.ones_like(ids))
 
-    weight = policy.head.weight
-    assert isinstance(weight, Tensor)
+    weight = output_head(policy).weight
     return _peak(call) + sequences * len(weight) * SAMPLER_BYTES
 
 

@@ -36,6 +36,10 @@ class Thresholds:
     largest_gap: float = math.inf
     """Nats; a token of a larger gap is an outlier that is not trained."""
 
+    def record(self) -> dict[str, float]:
+        """What logs and pages show: {"gap", "q_student", "q_teacher"}."""
+        return {"gap": self.gap, "q_student": self.q_student, "q_teacher": self.q_teacher}
+
 
 def privilege_advantage_gap(teacher_logp: Tensor, privileged_logp: Tensor) -> Tensor:
     """A = |log q_T - log q_S| of the sampled tokens (paper Eq. 1).  [B, T], [B, T] -> [B, T]"""

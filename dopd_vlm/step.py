@@ -102,25 +102,29 @@ def distil_step(
     sums = total_of(state.accelerator, batch_sums(losses, rollouts))
     metrics = {**batch_averages(sums), "optim/grad_norm": grad_norm}
     if limits is not None:
-        metrics |= {
-            "threshold/gap": limits.gap,
-            "threshold/q_student": limits.q_student,
-            "threshold/q_teacher": limits.q_teacher,
-        }
+        metrics |= {f"threshold/{name}": value for name, value in limits.record().items()}
     return StepOutput(
         metrics=metrics, micro_batches=micro_batches, losses=losses, thresholds=limits
     )
 
 
 def roll_out(state: TrainState, samples: Sequence[EncodedSample]) -> list[Rollout]:
-    """Completions sampled from the student on plain prompts, seeded by run, step and process."""
-    rollout, accelerator = state.config.rollout, state.accelerator
-    seed = (state.config.seed * 1_000_003 + state.step) * 1_009 + accelerator.process_index
-    with accelerator.autocast():
+    """Completions of a training step, seeded by run, step and process."""
+    seed = (state.config.seed * 1_000_003 + state.step) * 1_009 + state.accelerator.process_index
+    count = state.config.rollout.num_generations
+    return sample_completions(state, samples, num_generations=count, seed=seed)
+
+
+def sample_completions(
+    state: TrainState, samples: Sequence[EncodedSample], *, num_generations: int, seed: int
+) -> list[Rollout]:
+    """Completions of the plain prompts by the student, sampled as the recipe says."""
+    rollout = state.config.rollout
+    with state.accelerator.autocast():
         return generate(
             state.student,
             [s.prompts["plain"] for s in samples],
-            num_generations=rollout.num_generations,
+            num_generations=num_generations,
             max_completion_length=rollout.max_completion_length,
             temperature=rollout.temperature,
             top_p=rollout.top_p,

@@ -5,8 +5,6 @@ moment: for each token its regime, gap, confidences, loss and what the three dis
 Shapes: B sequences, T completion tokens, N valid tokens.
 """
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +14,12 @@ from torch import Tensor
 
 from dopd_vlm.encode import collate
 from dopd_vlm.models import Policy, output_head
-from dopd_vlm.rollout import generate
+from dopd_vlm.picture_uri import picture_uri
 from dopd_vlm.routed_loss import LossOutput
 from dopd_vlm.routing import Thresholds
 from dopd_vlm.scores import completion_hidden
 from dopd_vlm.state import EncodedSample, TrainState
-from dopd_vlm.step import Counts, completion_text, micro_batch_loss
+from dopd_vlm.step import Counts, completion_text, micro_batch_loss, sample_completions
 from dopd_vlm.target_scores import TargetScores, target_scores
 from dopd_vlm.targets import MicroBatch, batch_thresholds, score_targets
 from dopd_vlm.types import Regime, Rollout, Sample, ViewName
@@ -47,21 +45,19 @@ def probe_record(encoded: EncodedSample) -> dict[str, Any]:
             view: {
                 "text": encoded.prompts[view].text,
                 "context": sample.view(view).context,
-                "images": [picture_uri(image) for image in sample.view(view).images],
+                "images": [thumbnail_uri(image) for image in sample.view(view).images],
             }
             for view in views
         },
     }
 
 
-def picture_uri(image: Image.Image) -> str:
+def thumbnail_uri(image: Image.Image) -> str:
     """The picture as a data URI, scaled down to LONGEST_SIDE."""
     shown = image.copy()
     shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     kind, options = ("jpeg", {"quality": 85}) if max(image.size) > 256 else ("png", {})
-    buffer = io.BytesIO()
-    shown.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return picture_uri(shown, kind, **options)
 
 
 @torch.no_grad()
@@ -76,7 +72,7 @@ def token_maps(
 
     Completions are sampled as in training, with a seed that does not depend on the step, so that
     maps of two moments differ by what was learnt. Runs on one process, without collectives; a
-    state for a checkpoint comes from `train.build_state`.
+    state for a checkpoint comes from `assembly.build_state`.
 
     Args:
         state: models, method and settings.
@@ -95,25 +91,14 @@ def token_maps(
         {"student_plain", "student_privileged", "teacher"} -> a list of [token, probability] of the
         TOP best. Entries of a model that the method does not have are None.
     """
-    settings = state.config.rollout
-    with state.accelerator.autocast():
-        rollouts = generate(
-            state.student,
-            [sample.prompts["plain"] for sample in samples],
-            max_completion_length=settings.max_completion_length,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            seed=state.config.seed,
-            batch_size=settings.batch_size,
-        )
+    rollouts = sample_completions(state, samples, num_generations=1, seed=state.config.seed)
     micro_batches = score_targets(state, samples, rollouts)
     origin = "probes" if limits is None else "batch"
     limits = limits or batch_thresholds(state, micro_batches, is_alone=True)
     counts = Counts(
         num_sequences=len(rollouts), num_tokens=sum(len(r.completion_ids) for r in rollouts)
     )
-    threshold = None if limits is None else {**threshold_record(limits), "of": origin}
+    threshold = None if limits is None else {**limits.record(), "of": origin}
     found: dict[int, dict[str, Any]] = {}
     for micro in micro_batches:
         columns = _columns(state, micro, micro_batch_loss(state, micro, limits, counts))
@@ -212,11 +197,6 @@ def _top(state: TrainState, scores: TargetScores | None, rows: slice) -> Any:
     shares = _probabilities(scores.top_logp[rows, :width].flatten()) or []
     pairs = [[name, share] for name, share in zip(names, shares, strict=True)]
     return [pairs[start : start + width] for start in range(0, len(pairs), width)]
-
-
-def threshold_record(limits: Thresholds) -> dict[str, float]:
-    """The thresholds that a page shows."""
-    return {"gap": limits.gap, "q_student": limits.q_student, "q_teacher": limits.q_teacher}
 
 
 def token_texts(policy: Policy, ids: Tensor) -> list[str]:

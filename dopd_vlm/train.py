@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from dopd_vlm.assembly import build_state, configured_method, make_accelerator, run_folder
+from dopd_vlm.assembly import build_state, make_accelerator, run_folder
 from dopd_vlm.checkpoint import check_space, save_checkpoint
 from dopd_vlm.config import RunConfig
 from dopd_vlm.console import RunView
@@ -26,18 +26,6 @@ from dopd_vlm.step import Clock, greedy_views, train_step
 from dopd_vlm.trackers import check_trackers, start_trackers, stop_trackers
 from dopd_vlm.tracking import Tracker, decoded_samples, memory_metrics, open_run_folder
 from dopd_vlm.types import Sample
-
-__all__ = [
-    "Evaluate",
-    "ScoreAnswer",
-    "TrainResult",
-    "build_state",
-    "configured_method",
-    "make_accelerator",
-    "row_order",
-    "run_folder",
-    "train",
-]
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +115,9 @@ class Loop:
     ) -> None:
         self.state, self.samples, self.tracker = state, samples, tracker
         self.evaluate, self.score_answer = evaluate, score_answer
-        rows = row_order(len(samples), state.config.seed, 0, min(PROBE_SIZE, len(samples)))
-        self.observer = Observer(state, samples, rows, tracker, score_answer)
+        size = min(PROBE_SIZE, len(samples))
+        self.probe_rows = row_order(len(samples), state.config.seed, 0, size)
+        self.observer = Observer(state, samples, self.probe_rows, tracker, score_answer)
 
     def run(self, stop: list[int]) -> bool:
         """Steps until the last one or a signal; True when a signal came."""
@@ -205,9 +194,8 @@ class Loop:
 
     def probe(self, score_answer: ScoreAnswer) -> dict[str, float]:
         """Greedy accuracy and length of the student in both views on the first training prompts."""
-        state, size = self.state, min(PROBE_SIZE, len(self.samples))
-        chosen = []
-        for index in row_order(len(self.samples), state.config.seed, 0, size):
+        state, chosen = self.state, []
+        for index in self.probe_rows:
             try:
                 chosen.append(encode_sample(state, self.samples[index]))
             except ValueError:

@@ -41,6 +41,14 @@ def decoding(arguments: Mapping[str, Any]) -> tuple[Generation, list[str]]:
     return generation, [text for text in ([until] if isinstance(until, str) else until) if text]
 
 
+def refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    """ValueError for a model argument that the bridges do not know."""
+    if ignored := sorted(arguments.keys() - {"max_batch_size"}):
+        raise ValueError(
+            f"unknown model arguments {ignored}; known: pretrained, batch_size, device"
+        )
+
+
 def before_stop(text: str, until: Sequence[str]) -> str:
     """The text before the first of the stop texts."""
     ends = [text.find(stop) for stop in until if stop in text]

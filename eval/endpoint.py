@@ -5,15 +5,13 @@ rates of unread answers, and asked for again by a second run in the same folder.
 """
 
 import asyncio
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
-from PIL import Image
 
 from dopd_vlm.endpoint import Client, Endpoint, GaveUpError, RejectedError
+from dopd_vlm.picture_uri import picture_uri
 from dopd_vlm.types import Message
 
 from .benchmarks import Generation
@@ -126,14 +124,8 @@ def _content(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
     return [
-        {"type": "image_url", "image_url": {"url": _data_uri(block["image"])}}
+        {"type": "image_url", "image_url": {"url": picture_uri(block["image"])}}
         if block["type"] == "image"
         else block
         for block in content
     ]
-
-
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -6,7 +6,6 @@ bfcl        answers    result/<model>/..._result.json, for `bfcl evaluate`
 livebench   answers    data/live_bench/<category>/<task>/model_answer/<model>.jsonl
 """
 
-import base64
 import csv
 import difflib
 import io
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
+from dopd_vlm.picture_uri import picture_base64
 from dopd_vlm.prompts import PLACEHOLDER, question_text
 from dopd_vlm.types import Sample
 
@@ -97,7 +96,7 @@ def vlmevalkit(given: Export) -> list[Path]:
     writer.writerow(columns)
     for index, sample in enumerate(given.samples):
         options = [(sample.choices or {}).get(letter, "") for letter in letters]
-        pictures = [_base64(image) for image in sample.plain.images]
+        pictures = [picture_base64(image) for image in sample.plain.images]
         shown = pictures[0] if len(pictures) == 1 else str(pictures) if pictures else ""
         category = sample.source.get(given.task.category or "", "")
         writer.writerow(
@@ -267,12 +266,6 @@ def _numbered(question: str) -> str:
         piece + (f"<image {number}>" if number < len(pieces) else "")
         for number, piece in enumerate(pieces, start=1)
     )
-
-
-def _base64(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _safe(model: str) -> str:

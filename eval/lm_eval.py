@@ -24,7 +24,7 @@ from dopd_vlm.scores import completion_hidden
 from dopd_vlm.target_scores import target_scores
 
 from .benchmarks import Generation
-from .decoding import batches, before_stop, by_settings, decoding
+from .decoding import batches, before_stop, by_settings, decoding, refuse_unknown
 from .generators import Completion, complete_encoded, halving
 
 try:
@@ -68,10 +68,7 @@ class PolicyLM(TemplateLM):
         super().__init__()
         if bool(pretrained) == (policy is not None):
             raise ValueError("give either pretrained=PATH or a loaded policy")
-        if ignored := sorted(unknown.keys() - {"max_batch_size"}):
-            raise ValueError(
-                f"unknown model arguments {ignored}; known: pretrained, batch_size, device"
-            )
+        refuse_unknown(unknown)
         state = process_state()
         self._rank, self._world_size = state.process_index, state.num_processes
         where = device or state.device or "cpu"

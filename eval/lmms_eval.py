@@ -19,7 +19,7 @@ from dopd_vlm.config import ModelConfig
 from dopd_vlm.models import load_policy, process_state
 from dopd_vlm.types import Message
 
-from .decoding import batches, before_stop, by_settings, decoding
+from .decoding import batches, before_stop, by_settings, decoding, refuse_unknown
 from .generators import halving, local_generator
 
 
@@ -47,10 +47,7 @@ class PolicyChat(lmms):
             ValueError: an unknown model argument.
         """
         super().__init__()
-        if ignored := sorted(unknown.keys() - {"max_batch_size"}):
-            raise ValueError(
-                f"unknown model arguments {ignored}; known: pretrained, batch_size, device"
-            )
+        refuse_unknown(unknown)
         state = process_state()
         self._rank, self._world_size = state.process_index, state.num_processes
         where = device or state.device or "cpu"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vlm.report import facts, figure_grid, page, write_page
-from dopd_vlm.token_maps import picture_uri
+from dopd_vlm.token_maps import thumbnail_uri
 from dopd_vlm.types import Sample
 
 from .examples import KINDS, Example, kind_counts, worst
@@ -162,7 +162,7 @@ def _samples(found: Results, chosen: Shown, is_open: bool) -> str:
 
 def _card(example: Example) -> str:
     pictures = "".join(
-        f'<img{" class=small" if max(image.size) < SMALL_SIDE else ""} src="{picture_uri(image)}" '
+        f'<img{" class=small" if max(image.size) < SMALL_SIDE else ""} src="{thumbnail_uri(image)}" '
         f'alt="{image.width} x {image.height} pixels">'
         for image in example.images
     )

@@ -8,14 +8,12 @@ continuous batching: it takes token ids alone, so that prompts with pictures are
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from bench_step import MODELS, SMOLLM2, encoded, machine, make_state
+from bench_step import bench_parser, encoded, machine, make_state, write_json
 from rich.console import Console
 from rich.table import Table
 from transformers import GenerationConfig
@@ -28,31 +26,13 @@ from dopd_vlm.step import roll_out
 
 def main(argv: list[str]) -> None:
     """Parses and measures."""
-    parser = argparse.ArgumentParser(
-        prog="bench.py rollout",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--model", choices=list(MODELS), default="smollm2")
-    add("--prompts", type=int, default=16)
-    add("--generations", type=int, default=4, help="completions a prompt")
-    add("--tokens", type=int, default=64, help="longest completion")
-    add("--repeats", type=int, default=3, help="timings of each variant, after one untimed")
-    add("--threads", type=int, default=2, help="CPU threads")
-    add("--natural", action="store_true", help="let completions end at EOS")
-    add("--smollm2", type=Path, default=SMOLLM2, help="the folder scripts/make_smollm2.py made")
-    add("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON")
-    args = parser.parse_args(argv)
+    args = bench_parser("bench.py rollout", __doc__).parse_args(argv)
     args.micro = 8
     torch.set_num_threads(args.threads)
     disable_progress_bar()
     report = {"machine": machine(args), "variants": bench_rollout(args)}
     Console(width=120).print(table(report["variants"]))
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"rollout_{args.model}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{json.dumps(report['machine'])}\nwritten: {path}")
+    write_json(args, "rollout", report)
 
 
 def bench_rollout(args: argparse.Namespace) -> dict[str, dict]:

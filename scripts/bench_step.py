@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
+from dopd_vlm.assembly import build_state
 from dopd_vlm.config import (
     MethodConfig,
     ModelConfig,
@@ -36,7 +37,6 @@ from dopd_vlm.config import (
 from dopd_vlm.models import Policy
 from dopd_vlm.state import EncodedSample, TrainState, encode_sample
 from dopd_vlm.step import Clock, train_step
-from dopd_vlm.train import build_state
 
 RECIPES = Path(__file__).parent / "recipes"
 MODELS = {"smollm2": "demo_text", "embedded_text": "demo_text", "embedded_vl": "demo"}
@@ -49,31 +49,41 @@ TEACHER_NOISE = 0.02
 
 def main(argv: list[str]) -> None:
     """Parses and measures."""
-    parser = argparse.ArgumentParser(
-        prog="bench.py step",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = bench_parser("bench.py step", __doc__)
     add = parser.add_argument
-    add("--model", choices=list(MODELS), default="smollm2")
     add("--variants", nargs="+", default=["opd", "dopd", "trl"], help="methods of ours, and trl")
-    add("--prompts", type=int, default=16, help="prompts a step")
-    add("--generations", type=int, default=4, help="completions a prompt")
-    add("--tokens", type=int, default=64, help="longest completion")
     add("--micro", type=int, default=8, help="sequences per forward and backward")
-    add("--repeats", type=int, default=3, help="timed steps of each variant, after one untimed")
-    add("--threads", type=int, default=2, help="CPU threads")
-    add("--natural", action="store_true", help="let completions end at EOS")
     add("--profile", type=Path, help="write a torch profiler trace of one step of each of ours")
-    add("--smollm2", type=Path, default=SMOLLM2, help="the folder scripts/make_smollm2.py made")
-    add("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     disable_progress_bar()
     report = bench_step(args)
     Console(width=140).print(table(report))
+    write_json(args, "step", report)
+
+
+def bench_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """What `step` and `rollout` are both told."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", choices=list(MODELS), default="smollm2")
+    add("--prompts", type=int, default=16, help="prompts a step")
+    add("--generations", type=int, default=4, help="completions a prompt")
+    add("--tokens", type=int, default=64, help="longest completion")
+    add("--repeats", type=int, default=3, help="timings of each variant, after one untimed")
+    add("--threads", type=int, default=2, help="CPU threads")
+    add("--natural", action="store_true", help="let completions end at EOS")
+    add("--smollm2", type=Path, default=SMOLLM2, help="the folder scripts/make_smollm2.py made")
+    add("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON")
+    return parser
+
+
+def write_json(args: argparse.Namespace, name: str, report: dict) -> None:
+    """OUT/NAME_MODEL.json, and where it lies."""
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"step_{args.model}.json"
+    path = args.out / f"{name}_{args.model}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{json.dumps(report['machine'])}\nwritten: {path}")
 

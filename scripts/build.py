@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoProcessor
 
+from dopd_vlm.assembly import run_folder
 from dopd_vlm.config import DataConfig, ModelConfig, RunConfig
 from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.embedded import embedded_model, embedded_rows, is_embedded
@@ -27,7 +28,6 @@ from dopd_vlm.eval.schemas import to_rows
 from dopd_vlm.eval.scorers import score
 from dopd_vlm.eval.stats import paired_difference
 from dopd_vlm.models import Policy, load_policy, process_state
-from dopd_vlm.train import run_folder
 from dopd_vlm.types import Sample
 
 # scripts/evaluate.py would stand in for the library `evaluate`, which dopd_vlm.eval imports.

@@ -7,12 +7,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dopd_vlm.assembly import configured_method
 from dopd_vlm.config import RunConfig
 from dopd_vlm.memory import MemoryReport, predict
 from dopd_vlm.memory_probe import PROBE
 from dopd_vlm.models import empty_policy
 from dopd_vlm.state import encoded_views
-from dopd_vlm.train import configured_method
 
 GIB = 1 << 30
 ROWS = 32

@@ -98,11 +98,11 @@ def rollouts(
     The teacher is the recipe's, and so is a frozen self-target: the weights training began with.
     """
     # Models are needed here only; without a checkpoint the page is made in seconds.
+    from dopd_vlm.assembly import build_state, make_accelerator
     from dopd_vlm.models import load_policy
     from dopd_vlm.state import encode_sample
     from dopd_vlm.token_maps import token_maps
     from dopd_vlm.token_page import token_map_html
-    from dopd_vlm.train import build_state, make_accelerator
 
     student = replace(config.student, path=checkpoint)
     state = build_state(

@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.pretty import pprint
 from transformers.utils.logging import disable_progress_bar
 
+from dopd_vlm.assembly import configured_method
 from dopd_vlm.config import RunConfig, parser, read_config
 from dopd_vlm.models import process_state
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.step import NonFiniteLossError
-from dopd_vlm.train import TrainResult, configured_method, train
+from dopd_vlm.train import TrainResult, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

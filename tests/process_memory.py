@@ -14,9 +14,9 @@ import bench_step
 import memory_table
 import torch
 
+from dopd_vlm.assembly import configured_method
 from dopd_vlm.config import RunConfig
 from dopd_vlm.memory import predict
-from dopd_vlm.train import configured_method
 
 
 def main(mode: str, model: str, prompts: str, tokens: str, micro: str) -> None:

@@ -197,7 +197,7 @@ def test_ready_made_context_and_pictures_change_the_teacher_s_prompt(policy):
         assert as_bytes(encode(policy, {**row, **changed}, [], "privileged")) != plain
 
 
-FORWARD, GENERATE = Qwen3VLModel.forward, step.generate
+FORWARD, ROLL_OUT = Qwen3VLModel.forward, step.roll_out
 ANNOTATED = {
     "sparse": {"captions": ["nothing"]},
     "rich": {"captions": ["red circle", "blue square"], "boxes": [{"bbox": [4, 4, 30, 20], "label": "red circle"}]},
@@ -228,7 +228,7 @@ def record_prompts(monkeypatch, into: list[dict[str, bytes]]) -> None:
     def sampling(*args, **options):
         is_sampling.append(True)
         try:
-            return GENERATE(*args, **options)
+            return ROLL_OUT(*args, **options)
         finally:
             is_sampling.pop()
 
@@ -237,7 +237,7 @@ def record_prompts(monkeypatch, into: list[dict[str, bytes]]) -> None:
             into.append({n: inputs[n].numpy().tobytes() for n in ("input_ids", "pixel_values")})
         return FORWARD(model, *args, **inputs)
 
-    monkeypatch.setattr(step, "generate", sampling)
+    monkeypatch.setattr(step, "roll_out", sampling)
     monkeypatch.setattr(Qwen3VLModel, "forward", reading)
 
 

@@ -10,6 +10,7 @@ import tiny
 import torch
 from torch import nn
 
+from dopd_vlm.assembly import configured_method
 from dopd_vlm.config import (
     DataConfig,
     MethodConfig,
@@ -21,7 +22,6 @@ from dopd_vlm.config import (
 from dopd_vlm.memory import MemoryReport, predict
 from dopd_vlm.memory_probe import LiveBytes
 from dopd_vlm.state import encoded_views
-from dopd_vlm.train import configured_method
 
 ROOT = Path(__file__).parent.parent
 SMOLLM2 = Path("~/.cache/dopd_vlm/smollm2-135m-instruct").expanduser()
@@ -76,11 +76,7 @@ def test_the_predicted_peak_is_within_a_fifth_of_the_measured_one(sizes):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    for name, policy in (("s", tiny.vl_policy(0)), ("t", tiny.vl_policy(1, hidden_size=48))):
-        policy.model.save_pretrained(folder / name)
-        policy.processor.save_pretrained(folder / name)
-    return folder
+    return tiny.save_pair(tmp_path_factory.mktemp("models"))
 
 
 def report_of(

@@ -43,11 +43,7 @@ def evaluate(student, step, is_last):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    for name, policy in (("s", tiny.vl_policy(0)), ("t", tiny.vl_policy(1, hidden_size=48))):
-        policy.model.save_pretrained(folder / name)
-        policy.processor.save_pretrained(folder / name)
-    return folder
+    return tiny.save_pair(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 
+from dopd_vlm.assembly import configured_method
 from dopd_vlm.config import (
     DataConfig,
     MethodConfig,
@@ -19,7 +20,6 @@ from dopd_vlm.methods import METHODS, method
 from dopd_vlm.state import TrainState, encode_sample
 from dopd_vlm.step import Clock, NonFiniteLossError, distil_step
 from dopd_vlm.targets import arranged
-from dopd_vlm.train import configured_method
 from dopd_vlm.types import Regime, Rollout
 
 UIDS = ("a", "bcd", "ef")

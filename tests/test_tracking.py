@@ -29,11 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    for name, policy in (("s", tiny.text_policy(0)), ("t", tiny.text_policy(1, hidden_size=48))):
-        policy.model.save_pretrained(folder / name)
-        policy.processor.save_pretrained(folder / name)
-    return folder
+    return tiny.save_pair(tmp_path_factory.mktemp("models"), tiny.text_policy)
 
 
 @pytest.fixture

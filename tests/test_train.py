@@ -28,11 +28,7 @@ from dopd_vlm.train import row_order, train
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of a random student and a random, wider teacher."""
-    folder = tmp_path_factory.mktemp("models")
-    for name, policy in (("s", tiny.vl_policy(0)), ("t", tiny.vl_policy(1, hidden_size=48))):
-        policy.model.save_pretrained(folder / name)
-        policy.processor.save_pretrained(folder / name)
-    return folder
+    return tiny.save_pair(tmp_path_factory.mktemp("models"))
 
 
 def make_config(

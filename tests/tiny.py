@@ -1,6 +1,8 @@
 """Tiny random models, tokenizer, pictures and samples: no download, no GPU."""
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -134,3 +136,11 @@ def text_sample(uid: str = "a", *, context: str = "add 3") -> Sample:
         plain=View(),
         privileged=View(context=context),
     )
+
+
+def save_pair(folder: Path, make: Callable[..., Policy] = vl_policy) -> Path:
+    """FOLDER/s and FOLDER/t: a random student and a random, wider teacher."""
+    for name, policy in (("s", make(0)), ("t", make(1, hidden_size=48))):
+        policy.model.save_pretrained(folder / name)
+        policy.processor.save_pretrained(folder / name)
+    return folder

@@ -256,7 +256,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "source", nargs="?", help="a recipe (.yaml), a data set as read_rows takes it, embedded:..."
     )
     parser.add_argument("--rows", type=int, default=20, help="how many rows to show")
-    parser.add_argument("--out", type=Path, help=f"the page ({PAGE}); with --import the folder")
+    parser.add_argument(
+        "--out", type=Path, help=f"the page, or its folder ({PAGE}); with --import that of the rows"
+    )
     parser.add_argument("--annotations", nargs="*", help="NAME or NAME:FORM; default: all it has")
     parser.add_argument("--split", help="split of the data set")
     parser.add_argument("--coords", default="qwen3", help="coordinates of places in the text")
@@ -273,6 +275,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.imported and options.out is None:
         parser.error("--import needs --out, the folder to write the rows to")
     options.out = options.out or Path(PAGE)
+    if not options.imported and options.out.is_dir():
+        options.out /= PAGE
     return options
 
 

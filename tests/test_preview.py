@@ -128,6 +128,11 @@ def test_a_data_set_is_shown_with_all_its_types(tmp_path, preview) -> None:
     assert Outline(page).tags["img"] == 10
 
 
+def test_a_folder_as_out_gets_the_page_inside(tmp_path, preview) -> None:
+    assert preview([str(PHOTOS), "--rows", "1", "--out", str(tmp_path)]) == 0
+    assert "<html" in (tmp_path / "preview.html").read_text(encoding="utf-8")
+
+
 def test_the_preview_script_imports_what_it_shows(tmp_path, preview, capsys) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     (tmp_path / "coco.json").write_text(json.dumps({

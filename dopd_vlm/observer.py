@@ -17,14 +17,14 @@ from dopd_vlm.step import StepOutput
 from dopd_vlm.token_maps import probe_record, token_map_text, token_maps
 from dopd_vlm.token_page import token_map_page
 from dopd_vlm.trackers import log_token_maps
-from dopd_vlm.tracking import Tracker
+from dopd_vlm.tracking import MAPS_FILE, Tracker
 from dopd_vlm.types import Sample
 
 log = logging.getLogger(__name__)
 
 NUM_PROBES = 4
 """Samples whose tokens are looked at throughout a run."""
-PROBES_FILE, MAPS_FILE, HISTOGRAMS_FILE = "probes.json", "token_maps.jsonl", "histograms.jsonl"
+PROBES_FILE, HISTOGRAMS_FILE = "probes.json", "histograms.jsonl"
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from dopd_vlm.state import TrainState
 from dopd_vlm.step import StepOutput
 from dopd_vlm.token_maps import rounded, token_texts
 
+METRICS_FILE, MAPS_FILE = "metrics.jsonl", "token_maps.jsonl"
 PACKAGES = (
     "dopd-vlm",
     "torch",
@@ -81,10 +82,15 @@ class Tracker:
     log: Any = None
     """Callable(values, step=...) of the trackers, or None."""
     said: set[str] = field(default_factory=set)
+    measured_steps: set[int] = field(default_factory=set)
+    """Steps whose evaluation the run folder holds, the same on every process."""
 
     def resume_at(self, step: int) -> None:
         """Forget lines written after the checkpoint: those steps are done again."""
         self.view.resume_at(step)
+        lines = read_lines(self.run_dir / METRICS_FILE)
+        maps = read_lines(self.run_dir / MAPS_FILE)
+        self.measured_steps = {line["step"] for line in (*filter(is_evaluation, lines), *maps)}
         if self.is_main:
             for path in self.run_dir.glob("*.jsonl"):
                 _keep_until(path, step)
@@ -101,7 +107,7 @@ class Tracker:
             self._record(step, values)
 
     def _record(self, step: int, values: Mapping[str, float]) -> None:
-        self.write("metrics.jsonl", {"step": step, **values})
+        self.write(METRICS_FILE, {"step": step, **values})
         if self.log is not None:
             self.log(dict(values), step=step)
 
@@ -121,6 +127,11 @@ class Tracker:
         if message not in self.said:
             self.said.add(message)
             self.say(message)
+
+
+def is_evaluation(line: Mapping[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl holds an evaluation, and not a step."""
+    return any(name.startswith(("eval/", "probe/")) for name in line)
 
 
 def memory_metrics() -> dict[str, float]:

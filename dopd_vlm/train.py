@@ -56,9 +56,11 @@ def train(
     evaluate: Evaluate | None = None,
     score_answer: ScoreAnswer | None = None,
     console: Console | None = None,
+    recipe: RunConfig | None = None,
 ) -> TrainResult:
     """Distil until optim.max_steps, or until Ctrl-C, which saves and returns.
 
+    `recipe` is what config.yaml will say, where that differs from `config`: names in place of folders.
     `samples[i]` may raise ValueError for a bad row: it is counted, written to skipped.jsonl and left out.
     Raises ValueError before the first step for whatever a recipe can get wrong.
     """
@@ -66,11 +68,14 @@ def train(
     accelerator = make_accelerator(config)
     set_seed(config.seed)
     console = console or Console()
-    run_dir = open_run_folder(config) if accelerator.is_main_process else run_folder(config)
+    run_dir = run_folder(config)
+    if accelerator.is_main_process:
+        open_run_folder(recipe or config)
     accelerator.wait_for_everyone()
     state = build_state(config, accelerator, run_dir)
     check_space(state, run_dir)
     tracker = open_tracker(state, run_dir, console)
+    accelerator.wait_for_everyone()  # all have read what the folder holds before anyone adds to it
     loop = Loop(state, samples, tracker, evaluate, score_answer)
     with tracker.view, interruptible() as stop:
         interrupted = loop.run(stop)
@@ -122,8 +127,8 @@ class Loop:
     def run(self, stop: list[int]) -> bool:
         """Steps until the last one or a signal; True when a signal came."""
         state, config = self.state, self.state.config
-        if state.step == 0:
-            self.measure(is_last=False)
+        if self.is_measured() and state.step not in self.tracker.measured_steps:
+            self.measure(is_last=state.step == config.optim.max_steps)
         while state.step < config.optim.max_steps:
             self.step()
             is_last = state.step == config.optim.max_steps
@@ -138,7 +143,7 @@ class Loop:
         return False
 
     def is_measured(self) -> bool:
-        """Whether an evaluation follows the step just taken."""
+        """Whether an evaluation belongs to this step: before the first, every so often, after the last."""
         step, config = self.state.step, self.state.config
         return step == config.optim.max_steps or step % config.evaluation.every == 0
 

@@ -112,11 +112,10 @@ def score_answer(text: str, sample: Sample) -> float:
 
 
 class Evaluation:
-    """The recipe's benchmarks as a callable for the training loop; keeps what it found for the table."""
+    """The recipe's benchmarks as a callable for the training loop; what it finds goes into the run folder."""
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console
-        self.results: dict[tuple[str, str, str], Results] = {}
         self._samples = {
             name: benchmark_samples(name, config.data, resizer(config))
             for name in config.evaluation.tasks
@@ -127,19 +126,15 @@ class Evaluation:
         if not self._samples:
             return {}
         metrics: dict[str, float] = {}
-        who = "before" if step == 0 else "after"
         limit = self.config.evaluation.limit if step and not is_last else None
         found = self._evaluate(student, limit)
-        self._save(found, f"step_{step:06d}")
-        if step == 0 or is_last:
-            self.results |= {(r.name, who, r.view): r for r in found}
+        self._save(found, step_name(step))
         for result in found:
             metrics |= _metrics(f"eval/{result.name}/{result.view}", result)
         if step == 0 and self.config.evaluation.teacher:
             teacher = load_policy(self.config.teacher, device=student.device, trainable=False)
             taught = self._evaluate(teacher, None)
             self._save(taught, "teacher")
-            self.results |= {(r.name, "teacher", r.view): r for r in taught}
             for result in taught:
                 metrics |= _metrics(f"teacher/{result.name}/{result.view}", result)
         return metrics
@@ -164,8 +159,15 @@ class Evaluation:
             for view in self.config.evaluation.views
         ]
 
+    def _found(self, name: str) -> dict[tuple[str, str], Results]:
+        """What one evaluation left in the run folder, of this process or of the one it resumes."""
+        path = run_folder(self.config) / EVALUATIONS / f"{name}.json"
+        return {(r.name, r.view): r for r in read_results(path)} if path.exists() else {}
+
     def table(self) -> Table:
         """Accuracy in percent with standard errors: student before and after, teacher, per view."""
+        names = (step_name(0), step_name(self.config.optim.max_steps), "teacher")
+        kept = [self._found(name) for name in names]
         made = Table(title="accuracy in %, +- standard error")
         for column in (
             "task",
@@ -178,9 +180,7 @@ class Evaluation:
             made.add_column(column, justify="left" if column in ("task", "view") else "right")
         for name in self._samples:
             for view in self.config.evaluation.views:
-                before, after, teacher = (
-                    self.results.get((name, who, view)) for who in ("before", "after", "teacher")
-                )
+                before, after, teacher = (found.get((name, view)) for found in kept)
                 change = "-"
                 if before and after:
                     difference = paired_difference(after.per_question, before.per_question, None)
@@ -201,6 +201,11 @@ def benchmark_samples(
             f"task {name!r} has no usable row: {skipped[0].reason if skipped else 'it is empty'}"
         )
     return samples
+
+
+def step_name(step: int) -> str:
+    """Name of an evaluation's file in the run folder."""
+    return f"step_{step:06d}"
 
 
 def last_evaluation(run_dir: Path) -> tuple[int, list[Results]]:

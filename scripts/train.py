@@ -11,6 +11,7 @@ it loads no model and needs no GPU.
 
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
 from build import Evaluation, good_rows, resizer, resolved, score_answer, training_samples
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe, *overrides = [a for a in arguments if a not in modes]
     disable_progress_bar()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}"
+    logging.captureWarnings(True)
     try:
         config = read_config(recipe, overrides)
         return mode(config, console)
@@ -84,7 +87,7 @@ def show(config: RunConfig, console: Console) -> int:
 
 def run(config: RunConfig, console: Console) -> int:
     """Evaluate, distil, evaluate, and print the table."""
-    config = resolved(config)
+    recipe, config = config, resolved(config)
     samples = training_samples(config.data, resize=resizer(config))
     good, problems = good_rows(samples, config.data.validate_rows, console)
     if not good:
@@ -94,7 +97,10 @@ def run(config: RunConfig, console: Console) -> int:
             f"{len(problems)} rows cannot be used, the first: {problems[0]}", markup=False
         )
     evaluation = Evaluation(config, console)
-    result = train(config, samples, evaluate=evaluation, score_answer=score_answer, console=console)
+    result = train(
+        config, samples, evaluate=evaluation, score_answer=score_answer, console=console,
+        recipe=recipe,
+    )  # fmt: skip
     if process_state().is_main_process:
         closing(config, evaluation, result, console)
     return 130 if result.interrupted else 0
@@ -104,7 +110,7 @@ def closing(
     config: RunConfig, evaluation: Evaluation, result: TrainResult, console: Console
 ) -> None:
     """The table of this run, where it lies and what to try next."""
-    if evaluation.results:
+    if config.evaluation.tasks:
         console.print(evaluation.table())
     if result.num_skipped:
         console.print(f"{result.num_skipped} rows were skipped, see {result.run_dir}/skipped.jsonl")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,24 @@ def test_two_and_two_steps_equal_four_bit_for_bit(models, tmp_path, self_target)
         for result in (whole, again)
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_a_run_interrupted_before_an_evaluation_makes_it_up(models, tmp_path):
+    interrupt_at(make_config(models, tmp_path), 2)
+    asked = []
+
+    def evaluate(student, step, is_last):
+        asked.append((step, is_last))
+        return {"eval/task/plain/accuracy": 0.5}
+
+    config = make_config(models, tmp_path, resume=True)
+    done = train(config, SAMPLES, evaluate=evaluate, recipe=replace(config, seed=7))
+    assert asked == [(2, False), (4, True)]
+    assert "seed: 7" in (done.run_dir / "config.yaml").read_text()
+    train(config, SAMPLES, evaluate=evaluate)
+    assert len(asked) == 2, "a finished run is not measured again"
+    maps = [json.loads(line) for line in (done.run_dir / "token_maps.jsonl").open()]
+    assert len({(m["step"], m["uid"]) for m in maps}) == len(maps)
 
 
 def interrupt_at(config: RunConfig, step: int) -> None:

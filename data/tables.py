@@ -34,8 +34,14 @@ class Table(Protocol):
 class ParquetTable:
     """Rows of Parquet files, read a row group at a time; the last few groups are held."""
 
-    def __init__(self, files: Sequence[pq.ParquetFile]) -> None:
-        self._files = files
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Reads the metadata of all files.
+
+        Raises:
+            ValueError: a file that is no readable Parquet.
+        """
+        self._paths = paths
+        self._files = files = [_opened(path) for path in paths]
         self._groups = [(file, n) for file in files for n in range(file.num_row_groups)]
         self._starts = [0]
         for file, number in self._groups:
@@ -45,12 +51,22 @@ class ParquetTable:
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """Another process opens the files anew and holds groups of its own."""
+        return type(self), (self._paths,)
+
     def __len__(self) -> int:
         return self._starts[-1]
 
+    @property
+    def largest_group(self) -> int:
+        """Uncompressed bytes of the largest row group."""
+        sizes = (file.metadata.row_group(number).total_byte_size for file, number in self._groups)
+        return max(sizes, default=0)
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         group = bisect_right(self._starts, position) - 1
-        # A Parquet file object has one file position, whoever reads.
+        # Another thread may let go of a group between two of these lines, and a file has one reader.
         with self._lock:
             table = self._held.get(group)
             if table is None:
@@ -116,20 +132,15 @@ def parquet_table(paths: Sequence[Path]) -> Table:
     Raises:
         ValueError: a file that is no readable Parquet.
     """
-    files = []
-    for path in paths:
-        try:
-            files.append(pq.ParquetFile(path, pre_buffer=False))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is no readable Parquet file: {error}") from error
-    if all(_group_bytes(file) <= MAX_GROUP_BYTES for file in files):
-        return ParquetTable(files)
-    return _converted(paths)
+    table = ParquetTable(paths)
+    return table if table.largest_group <= MAX_GROUP_BYTES else _converted(paths)
 
 
-def _group_bytes(file: pq.ParquetFile) -> int:
-    groups = range(file.num_row_groups)
-    return max((file.metadata.row_group(n).total_byte_size for n in groups), default=0)
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no readable Parquet file: {error}") from error
 
 
 def _converted(paths: Sequence[Path]) -> Table:

@@ -29,7 +29,7 @@ class TarTable:
                 links, devices or named outside the archive.
         """
         self._paths = list(paths)
-        self._keys: list[str] = []
+        self._keys, self._key_ends = bytearray(), array("q", [0])
         self._suffixes: list[str] = []
         """Distinct suffixes; `_kinds` points into it."""
         self._firsts, self._shards = array("q"), array("i")
@@ -39,7 +39,7 @@ class TarTable:
         self._firsts.append(len(self._offsets))
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._shards)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The row at that position.
@@ -49,7 +49,7 @@ class TarTable:
         """
         row: dict[str, Any] = {}
         pictures, texts = [], {}
-        key, path = self._keys[position], self._paths[self._shards[position]]
+        key, path = self._key(position), self._paths[self._shards[position]]
         with path.open("rb") as file:
             for index in range(self._firsts[position], self._firsts[position + 1]):
                 suffix = self._suffixes[self._kinds[index]]
@@ -70,7 +70,8 @@ class TarTable:
 
     def heads(self) -> Iterator[Mapping[str, Any]]:
         """uid and meta of every row; pictures are not read."""
-        for position, key in enumerate(self._keys):
+        for position in range(len(self)):
+            key = self._key(position)
             head = {"uid": key}
             path = self._paths[self._shards[position]]
             for index in range(self._firsts[position], self._firsts[position + 1]):
@@ -81,6 +82,10 @@ class TarTable:
                     head |= {name: row[name] for name in ("uid", "meta") if name in row}
             yield head
 
+    def _key(self, position: int) -> str:
+        name = self._keys[self._key_ends[position] : self._key_ends[position + 1]]
+        return name.decode("utf-8", "surrogateescape")
+
     def _index(self, shard: int, path: Path) -> None:
         last, kinds = None, {suffix: n for n, suffix in enumerate(self._suffixes)}
         for member in _members(path):
@@ -88,7 +93,8 @@ class TarTable:
             base, dot, rest = name.name.partition(".")
             key, suffix = str(name.parent / base), (dot + rest).lower()
             if key != last:
-                self._keys.append(key)
+                self._keys += key.encode("utf-8", "surrogateescape")
+                self._key_ends.append(len(self._keys))
                 self._firsts.append(len(self._offsets))
                 self._shards.append(shard)
                 last = key

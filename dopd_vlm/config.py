@@ -67,6 +67,13 @@ class DataConfig:
     """Use the first N rows only."""
     validate_rows: int = 5000
     """Rows that are fully built and checked before training starts; later bad rows are counted as they come."""
+    workers: int | None = None
+    """Processes that make the coming rows; null is 2 on a GPU, none on CPU; the result is always the same."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.workers is None or self.workers >= 0, "data.workers", self.workers, ">= 0 or null"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ The loop knows no rows and no benchmarks: samples come as a sequence, evaluation
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +22,7 @@ from dopd_vlm.config import RunConfig
 from dopd_vlm.console import RunView
 from dopd_vlm.models import Policy
 from dopd_vlm.observer import Observer
+from dopd_vlm.prefetch import EncodedStream, num_workers, start_server
 from dopd_vlm.state import EncodedSample, TrainState, encode_sample
 from dopd_vlm.step import Clock, greedy_views, train_step
 from dopd_vlm.trackers import check_trackers, start_trackers, stop_trackers
@@ -72,12 +74,14 @@ def train(
     if accelerator.is_main_process:
         open_run_folder(recipe or config)
     accelerator.wait_for_everyone()
+    if num_workers(config, accelerator.device):
+        start_server(samples)
     state = build_state(config, accelerator, run_dir)
     check_space(state, run_dir)
     tracker = open_tracker(state, run_dir, console)
     accelerator.wait_for_everyone()  # all have read what the folder holds before anyone adds to it
     loop = Loop(state, samples, tracker, evaluate, score_answer)
-    with tracker.view, interruptible() as stop:
+    with tracker.view, interruptible() as stop, closing(loop.stream):
         interrupted = loop.run(stop)
     stop_trackers(accelerator)
     return TrainResult(
@@ -123,6 +127,14 @@ class Loop:
         size = min(PROBE_SIZE, len(samples))
         self.probe_rows = row_order(len(samples), state.config.seed, 0, size)
         self.observer = Observer(state, samples, self.probe_rows, tracker, score_answer)
+        self.stream = EncodedStream(
+            state.config,
+            state.student,
+            samples,
+            self.coming_rows(),
+            workers=num_workers(state.config, state.accelerator.device),
+            ahead=len(self.share(range(state.config.optim.batch_size))),
+        )
 
     def run(self, stop: list[int]) -> bool:
         """Steps until the last one or a signal; True when a signal came."""
@@ -168,21 +180,27 @@ class Loop:
             for record in decoded_samples(state, output, LOGGED_SAMPLES):
                 self.tracker.write("samples.jsonl", {"step": state.step, **record})
 
+    def share(self, indices: Sequence[int]) -> Sequence[int]:
+        """This process's share of a step's rows."""
+        accelerator = self.state.accelerator
+        return indices[accelerator.process_index :: accelerator.num_processes]
+
+    def coming_rows(self) -> Iterator[int]:
+        """This process's rows of every step from here on."""
+        config, size = self.state.config, self.state.config.optim.batch_size
+        for step in range(self.state.step, config.optim.max_steps):
+            yield from self.share(row_order(len(self.samples), config.seed, step * size, size))
+
     def batch(self) -> list[EncodedSample]:
         """This process's share of the step's rows, encoded; bad rows are recorded and left out."""
-        state, accelerator = self.state, self.state.accelerator
-        size = state.config.optim.batch_size
-        indices = row_order(len(self.samples), state.config.seed, state.step * size, size)
-        encoded = []
-        for index in indices[accelerator.process_index :: accelerator.num_processes]:
-            try:
-                encoded.append(encode_sample(state, self.samples[index]))
-            except ValueError as error:
-                state.num_skipped += 1
-                self.tracker.write(
-                    "skipped.jsonl", {"step": state.step + 1, "row": index, "reason": str(error)}
-                )
-                log.warning("row %d is skipped: %s", index, error)
+        state, encoded = self.state, []
+        for item in self.stream.take(len(self.share(range(state.config.optim.batch_size)))):
+            if isinstance(item, EncodedSample):
+                encoded.append(item)
+                continue
+            state.num_skipped += 1
+            self.tracker.write("skipped.jsonl", {"step": state.step + 1, **asdict(item)})
+            log.warning("row %d is skipped: %s", item.row, item.reason)
         return encoded
 
     def measure(self, *, is_last: bool) -> None:
@@ -226,17 +244,21 @@ class Loop:
 def row_order(num_rows: int, seed: int, start: int, count: int) -> list[int]:
     """Rows start..start+count of an endless shuffled order, a function of the seed alone.
 
-    Each pass over the rows has its own permutation.
+    Each pass over the rows has its own permutation; the last one used is held, 8 bytes a row.
     """
     if num_rows == 0:
         raise ValueError("there is no training row; see data.train and the rows that were skipped")
     chosen: list[int] = []
     while len(chosen) < count:
         epoch, offset = divmod(start + len(chosen), num_rows)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(num_rows, generator=generator)[offset:].tolist()
-        chosen += order[: count - len(chosen)]
+        wanted = slice(offset, offset + count - len(chosen))
+        chosen += _permutation(num_rows, seed * 1_000_003 + epoch)[wanted].tolist()
     return chosen
+
+
+@lru_cache(maxsize=1)
+def _permutation(num_rows: int, seed: int) -> torch.Tensor:
+    return torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
 
 
 @contextmanager

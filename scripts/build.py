@@ -62,10 +62,8 @@ def training_samples(data: DataConfig, *, resize: Callable[..., Any] | None = No
     """The recipe's samples, one at a time; unknown annotation types and forms raise at once."""
     check_choices(data.annotations)
     rows = rows_of(data.train, data.split)[: data.limit]
-
-    def make(row: Mapping[str, Any]) -> Sample:
-        return make_sample(row, data.annotations, coords=data.coords, resize=resize)
-
+    # No closure: data.workers sends it to other processes.
+    make = partial(make_sample, annotations=data.annotations, coords=data.coords, resize=resize)
     return LazySamples(rows, make)
 
 

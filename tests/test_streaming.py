@@ -1,8 +1,10 @@
 """A set on the disk trains in bounded memory, by position, from any thread, from any step."""
 
 import json
+import pickle
 import subprocess
 import sys
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dopd_vlm.data.rows import read_rows
+from dopd_vlm.data.tables import ParquetTable
 from dopd_vlm.train import row_order
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_streaming.py"
@@ -44,6 +47,41 @@ def test_threads_do_not_disturb_each_other(source) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda index: (rows[index]["uid"], picture(rows[index])[-8:]), order))
     assert found == [(f"row-{index:08d}", index.to_bytes(8, "little")) for index in order]
+
+
+def test_a_parquet_file_has_one_reader_at_a_time(tmp_path) -> None:
+    table = ParquetTable([make_set("parquet", tmp_path, 600)])
+    inside, most = [], []
+
+    class Slow:
+        """The real file, looking whether it is alone."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def read_row_group(self, number, **options):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.remove(number)
+            return self.file.read_row_group(number, **options)
+
+    table._groups = [(Slow(file), number) for file, number in table._groups]
+    table._features |= {id(file): table._features[id(file.file)] for file, _ in table._groups}
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda index: table[index]["uid"], range(0, 600, 100)))
+    assert found == [f"row-{index:08d}" for index in range(0, 600, 100)]
+    assert most == [1] * 6
+
+
+def test_rows_travel_to_another_process_without_what_they_hold_open(source) -> None:
+    rows = read_rows(source)[5:]
+    assert rows[3]["uid"] == "row-00000008"
+    sent = pickle.dumps(rows)
+    again = pickle.loads(sent)
+    assert [again[n]["uid"] for n in (0, 594)] == ["row-00000005", "row-00000599"]
+    assert picture(again[3]) == picture(rows[3]) and len(again) == 595
+    assert len(sent) < 100 * 600
 
 
 def test_a_resumed_run_reads_the_rows_that_would_have_come(source) -> None:

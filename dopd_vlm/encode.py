@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dopd_vlm.models import Policy
+from dopd_vlm.pictures import APART, PictureProcessor
 from dopd_vlm.types import Message
 
 TOKEN_INPUTS = ("input_ids", "mm_token_type_ids")
@@ -31,6 +32,8 @@ class EncodedPrompt:
     """int64 [P], 1 at image tokens; None for models that do not ask for it."""
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
     """pixel_values and image_grid_thw as the processor returned them; empty without pictures."""
+    picture_keys: tuple[str, ...] = ()
+    """One a picture, equal for equal pixels; empty where the processor does not keep pictures apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,9 @@ class Batch:
     """B completions behind U prompts, as tensors."""
 
     prompts: dict[str, Tensor]
-    """Model inputs [U, P], padded on the left, with their pictures: each prompt once where it is shared."""
+    """Token inputs [U, P], padded on the left: each prompt once where it is shared."""
+    sources: tuple[EncodedPrompt, ...]
+    """The U prompts, which hold the pictures: `features.picture_inputs` takes them from here."""
     owner: Tensor
     """int64 [B] into U: whose completion it is."""
     completion_ids: Tensor
@@ -50,6 +55,7 @@ class Batch:
         """The same batch on another device."""
         return Batch(
             prompts={name: tensor.to(device) for name, tensor in self.prompts.items()},
+            sources=self.sources,
             owner=self.owner.to(device),
             completion_ids=self.completion_ids.to(device),
             mask=self.mask.to(device),
@@ -62,15 +68,17 @@ def encode_prompt(
     *,
     uid: str = "",
     template_kwargs: Mapping[str, Any] | None = None,
+    pictures: PictureProcessor | None = None,
 ) -> EncodedPrompt:
     """One prompt up to where the completion begins; the template adds every special token, the tokenizer none.
 
+    `pictures` is shared by prompts that may show the same pictures.
     Raises ValueError naming the uid when image tokens and picture features do not agree in number.
     """
     text = policy.processor.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
     )
-    return encode_text(policy, text, _images(messages), uid=uid)
+    return encode_text(policy, text, _images(messages), uid=uid, pictures=pictures)
 
 
 def encode_text(
@@ -80,6 +88,7 @@ def encode_text(
     *,
     uid: str = "",
     add_special_tokens: bool = False,
+    pictures: PictureProcessor | None = None,
 ) -> EncodedPrompt:
     """A rendered prompt with its pictures, in the order of the marks in the text.
 
@@ -91,19 +100,22 @@ def encode_text(
             f"sample {uid!r} has {len(images)} picture(s), but {policy.path!r} is a text-only model"
         )
     visual = {"images": list(images)} if images else {}
+    if images:
+        pictures = pictures or PictureProcessor(processor.image_processor)
+        processor = pictures.inside(processor)
     encoded = processor(
         text=[text], add_special_tokens=add_special_tokens, return_tensors="pt", **visual
     )
+    others = (*TOKEN_INPUTS, "attention_mask", "token_type_ids")
+    made = {name: value for name, value in encoded.items() if name not in others}
+    keys = [pictures.key(image) for image in images] if pictures and set(made) == APART else []
     prompt = EncodedPrompt(
         uid=uid,
         text=text,
         input_ids=encoded["input_ids"][0],
         token_types=encoded["mm_token_type_ids"][0] if "mm_token_type_ids" in encoded else None,
-        pictures={
-            n: t
-            for n, t in encoded.items()
-            if n not in (*TOKEN_INPUTS, "attention_mask", "token_type_ids")
-        },
+        pictures=made,
+        picture_keys=tuple(keys),
     )
     _check_image_tokens(policy, prompt)
     return prompt
@@ -147,11 +159,13 @@ def collate(
     keys = [id(p) if share else row for row, p in enumerate(prompts)]
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
     rows = sorted(first.values())
+    sources = tuple(prompts[row] for row in rows)
     index = {keys[row]: place for place, row in enumerate(rows)}
     completion_ids = pad_sequence(list(completions), True, pad_id)
     num_tokens = torch.tensor([len(c) for c in completions])
     return Batch(
-        prompts=pad_prompts([prompts[row] for row in rows], pad_id=pad_id),
+        prompts=pad_prompts(sources, pad_id=pad_id),
+        sources=sources,
         owner=torch.tensor([index[key] for key in keys]),
         completion_ids=completion_ids,
         mask=torch.arange(completion_ids.shape[1]) < num_tokens[:, None],
@@ -159,22 +173,13 @@ def collate(
 
 
 def pad_prompts(prompts: Sequence[EncodedPrompt], *, pad_id: int) -> dict[str, Tensor]:
-    """Model inputs [U, P] of prompts, padded on the left, with their pictures one behind the other."""
+    """Token inputs [U, P] of prompts, padded on the left; `features.picture_inputs` has the others."""
     ids = [p.input_ids for p in prompts]
     inputs = {
         "input_ids": pad_sequence(ids, True, pad_id, "left"),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True, 0, "left"),
-        **_pictures(prompts),
     }
     types = [p.token_types for p in prompts if p.token_types is not None]
     if len(types) == len(prompts):
         inputs["mm_token_type_ids"] = pad_sequence(types, True, 0, "left")
     return inputs
-
-
-def _pictures(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    names = {name for prompt in prompts for name in prompt.pictures}
-    return {
-        name: torch.cat([p.pictures[name] for p in prompts if name in p.pictures])
-        for name in sorted(names)
-    }

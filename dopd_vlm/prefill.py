@@ -5,8 +5,11 @@ completion, H hidden size. Attention of a completion token reads the keys and va
 so that prompts and their pictures are encoded once, with gradient where the caller's mode has one.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,12 +39,12 @@ def can_share(policy: Policy) -> bool:
     return all(type(layer) is DynamicLayer for layer in layers)
 
 
-def prefill(policy: Policy, prompts: Mapping[str, Tensor]) -> Prefix:
-    """Forward of left-padded prompts [U, P] with their pictures."""
+def prefill(policy: Policy, prompts: Mapping[str, Any]) -> Prefix:
+    """Forward of left-padded prompts [U, P] with their pictures, or what these became."""
     positions = prompt_positions(policy, prompts)
     output = policy.backbone(**prompts, position_ids=positions, use_cache=True)
     return Prefix(
-        cache=output.past_key_values,
+        cache=output[_cache_name(type(policy.backbone))],
         mask=prompts["attention_mask"],
         next_position=_after(positions),
         last_hidden=output.last_hidden_state[:, -1],
@@ -72,8 +75,8 @@ def extend(policy: Policy, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[T
         input_ids=ids,
         attention_mask=whole,
         position_ids=_as_rotary(policy, positions),
-        past_key_values=prefix.cache,
         use_cache=True,
+        **{_cache_name(type(policy.backbone)): prefix.cache},
     ).last_hidden_state
     after = Prefix(
         cache=prefix.cache,
@@ -84,7 +87,15 @@ def extend(policy: Policy, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[T
     return hidden, after
 
 
-def prompt_positions(policy: Policy, prompts: Mapping[str, Tensor]) -> Tensor:
+@cache
+def _cache_name(backbone: type) -> str:
+    """What a backbone calls its cache: `past_key_values`, or `cache` since transformers 5.23."""
+    return (
+        "cache" if "cache" in inspect.signature(backbone.forward).parameters else "past_key_values"
+    )
+
+
+def prompt_positions(policy: Policy, prompts: Mapping[str, Any]) -> Tensor:
     """Rotary positions of left-padded prompts: [U, P], or [3, U, P] for time, height and width."""
     mask = prompts["attention_mask"]
     if "image_grid_thw" in prompts and _is_multimodal_rotary(policy):

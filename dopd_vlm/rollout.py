@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from dopd_vlm.encode import EncodedPrompt, pad_prompts
-from dopd_vlm.heads import Head
+from dopd_vlm.features import StepFeatures, picture_inputs
+from dopd_vlm.heads import Head, chunk_dtype
 from dopd_vlm.models import Policy, output_head
 from dopd_vlm.prefill import Prefix, can_share, extend, prefill, select, with_room
 from dopd_vlm.types import Rollout
@@ -46,12 +47,14 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     on_batch: Callable[[int], None] | None = None,
+    features: StepFeatures | None = None,
 ) -> list[Rollout]:
     """`num_generations` Rollouts per prompt, in the order of the prompts; temperature 0 is greedy.
 
     Batches hold prompts of like length. Image and video marker tokens are never sampled. The draw is
     a function of `seed` and the place among the prompts, whatever the batches; the global random state
-    stays as it was. `on_batch` gets the number of prompts just finished.
+    stays as it was. `on_batch` gets the number of prompts just finished. `features` holds what
+    pictures became under the policy's present weights, and takes up more.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))
     shape = (len(prompts), num_generations, max_completion_length)
@@ -70,7 +73,7 @@ def generate(
         noise = None if draws is None else draws[chosen].flatten(0, 1).to(policy.device)
         with torch.no_grad():
             room = min(ROOM, max_completion_length)
-            prefix = _prefix(policy, batch, num_generations, room)
+            prefix = _prefix(policy, batch, num_generations, room, features)
             ids, logp = _decode(policy, sampler, prefix, noise, max_completion_length)
         uids = [prompt.uid for prompt in batch for _ in range(num_generations)]
         rollouts = [
@@ -112,19 +115,28 @@ class Sampler:
 
 
 def _logits(hidden: Tensor, head: Head) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).float() * head.logit_scale
+    # In the weights' type, unlike `heads.logits_`, which takes bfloat16 weights to float32 in tiles:
+    # for the few rows of one token that copy would be most of the work. `sampler_logp` belongs to the
+    # distribution that was drawn from; the loss scores the tokens again and never reads it.
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    logits = logits.to(chunk_dtype(logits)) * head.logit_scale
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
 def _prefix(
-    policy: Policy, prompts: Sequence[EncodedPrompt], num_generations: int, room: int
+    policy: Policy,
+    prompts: Sequence[EncodedPrompt],
+    num_generations: int,
+    room: int,
+    features: StepFeatures | None,
 ) -> Prefix:
     """The prefix of every sequence; each prompt is encoded once where the model allows it."""
     owner = torch.arange(len(prompts)).repeat_interleave(num_generations)
     is_shared = can_share(policy)
     listed = prompts if is_shared else [prompts[i] for i in owner.tolist()]
-    inputs = pad_prompts(listed, pad_id=policy.pad_id)
-    prefix = prefill(policy, {name: tensor.to(policy.device) for name, tensor in inputs.items()})
+    padded = pad_prompts(listed, pad_id=policy.pad_id)
+    inputs = {name: tensor.to(policy.device) for name, tensor in padded.items()}
+    prefix = prefill(policy, {**inputs, **picture_inputs(policy, listed, features)})
     return with_room(prefix, owner.to(policy.device), room) if is_shared else prefix
 
 
@@ -142,7 +154,7 @@ def _decode(
     check_every = CUDA_CHECK_EVERY if device.type == "cuda" else 1
     for step in range(max_length):
         token, token_logp = sampler.draw(hidden, None if noise is None else noise[alive, step])
-        ids[alive, step], logp[alive, step] = token, token_logp
+        ids[alive, step], logp[alive, step] = token, token_logp.float()
         has_ended |= torch.isin(token, eos)
         if step + 1 == max_length:
             break

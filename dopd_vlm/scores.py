@@ -3,28 +3,33 @@
 Shapes: U prompts of P tokens, B completions of T tokens, H hidden size.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dopd_vlm.encode import Batch
+from dopd_vlm.features import StepFeatures, picture_inputs
 from dopd_vlm.models import Policy
 from dopd_vlm.prefill import completion_positions, extend, prefill, prompt_positions, select
 
 
-def completion_hidden(policy: Policy, batch: Batch) -> Tensor:
+def completion_hidden(policy: Policy, batch: Batch, features: StepFeatures | None = None) -> Tensor:
     """[B, T, H] last hidden states that predict the completion; rows behind the mask are arbitrary.
 
     Calls the backbone, not the text decoder: on a vision-language model the latter would read image
     placeholders as words. Gradient as the caller's mode says. Where completions share prompts, each
-    prompt is encoded once and the completions read its keys and values.
+    prompt is encoded once and the completions read its keys and values. `features` holds what the
+    step's pictures became; without it, the pictures of this batch go through the tower.
     """
     batch = batch.to(policy.device)
-    is_shared = len(batch.prompts["input_ids"]) < len(batch.owner)
-    return _shared(policy, batch) if is_shared else _whole(policy, batch)
+    prompts = {**batch.prompts, **picture_inputs(policy, batch.sources, features)}
+    is_shared = len(batch.sources) < len(batch.owner)
+    return _shared(policy, batch, prompts) if is_shared else _whole(policy, batch, prompts)
 
 
-def _shared(policy: Policy, batch: Batch) -> Tensor:
-    prefix = select(prefill(policy, batch.prompts), batch.owner)
+def _shared(policy: Policy, batch: Batch, prompts: dict[str, Any]) -> Tensor:
+    prefix = select(prefill(policy, prompts), batch.owner)
     first = prefix.last_hidden[:, None]
     if batch.mask.shape[1] == 1:
         return first
@@ -33,10 +38,9 @@ def _shared(policy: Policy, batch: Batch) -> Tensor:
     return torch.cat([first, rest], dim=1)
 
 
-def _whole(policy: Policy, batch: Batch) -> Tensor:
+def _whole(policy: Policy, batch: Batch, prompts: dict[str, Any]) -> Tensor:
     order = batch.owner
     ids, mask = batch.completion_ids, batch.mask
-    prompts = batch.prompts
     positions = prompt_positions(policy, prompts)
     inputs = {
         **prompts,

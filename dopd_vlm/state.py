@@ -11,6 +11,7 @@ from dopd_vlm.config import RunConfig
 from dopd_vlm.encode import EncodedPrompt, encode_prompt
 from dopd_vlm.methods import Method
 from dopd_vlm.models import Policy
+from dopd_vlm.pictures import PictureProcessor
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.types import Sample, ViewName
 
@@ -53,12 +54,16 @@ def encoded_views(
     """Both views' prompts of a sample. Raises ValueError naming the uid."""
     pair = build_prompts(sample, config.prompts)
     views: tuple[ViewName, ...] = ("plain", "privileged")
+    # A tokenizer has no image processor; `encode_prompt` refuses pictures for it.
+    is_visual = student.processor is not student.tokenizer
+    pictures = PictureProcessor(student.processor.image_processor) if is_visual else None
     prompts: dict[ViewName, EncodedPrompt] = {
         view: encode_prompt(
             student,
             pair.view(view),
             uid=sample.uid,
             template_kwargs=config.chat.template_kwargs,
+            pictures=pictures,
         )
         for view in views
     }

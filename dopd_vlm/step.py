@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dopd_vlm.features import StepFeatures
 from dopd_vlm.models import Policy, output_head
 from dopd_vlm.rollout import generate
 from dopd_vlm.routed_loss import LossOutput, routed_loss
@@ -66,9 +67,10 @@ def train_step(
     score: Callable[[str, Sample], float] | None = None,
 ) -> StepOutput:
     """One optimizer step on this process's share of the batch; `score` adds rollout/accuracy."""
+    features = StepFeatures()
     with clock.phase("rollout"):
-        rollouts = roll_out(state, samples)
-    output = distil_step(state, samples, rollouts, clock)
+        rollouts = roll_out(state, samples, features)
+    output = distil_step(state, samples, rollouts, clock, features)
     if score is not None:
         per_sample = len(rollouts) // max(1, len(samples))
         right = sum(
@@ -81,14 +83,21 @@ def train_step(
 
 
 def distil_step(
-    state: TrainState, samples: Sequence[EncodedSample], rollouts: Sequence[Rollout], clock: Clock
+    state: TrainState,
+    samples: Sequence[EncodedSample],
+    rollouts: Sequence[Rollout],
+    clock: Clock,
+    features: StepFeatures | None = None,
 ) -> StepOutput:
     """One optimizer step on given rollouts, `len(rollouts) / len(samples)` for each sample in order.
 
+    `features` holds what the rollouts made of the step's pictures, where there is anything.
     The update depends on the union of the rollouts over processes, not on how they are spread.
     """
+    features = features or StepFeatures()
     with clock.phase("score"):
-        micro_batches = score_targets(state, samples, rollouts)
+        micro_batches = score_targets(state, samples, rollouts, features)
+        features.keep_only(state.student)
         limits = batch_thresholds(state, micro_batches)
         counts = batch_counts(state, rollouts)
     if counts.num_sequences == 0:
@@ -96,7 +105,10 @@ def distil_step(
             f"step {state.step}: every row of the batch was skipped; see skipped.jsonl"
         )
     with clock.phase("loss"):
-        losses = [_backward(state, micro, limits, counts) for micro in micro_batches]
+        losses = [_backward(state, micro, limits, counts, features) for micro in micro_batches]
+        with recomputing(state):
+            at_once = state.config.optim.micro_batch_size
+            features.backward(state.student, at_once, lambda: state.accelerator.autocast())
     with clock.phase("step"):
         grad_norm = optimizer_step(state)
     sums = total_of(state.accelerator, batch_sums(losses, rollouts))
@@ -108,15 +120,22 @@ def distil_step(
     )
 
 
-def roll_out(state: TrainState, samples: Sequence[EncodedSample]) -> list[Rollout]:
+def roll_out(
+    state: TrainState, samples: Sequence[EncodedSample], features: StepFeatures | None = None
+) -> list[Rollout]:
     """Completions of a training step, seeded by run, step and process."""
     seed = (state.config.seed * 1_000_003 + state.step) * 1_009 + state.accelerator.process_index
     count = state.config.rollout.num_generations
-    return sample_completions(state, samples, num_generations=count, seed=seed)
+    return sample_completions(state, samples, num_generations=count, seed=seed, features=features)
 
 
 def sample_completions(
-    state: TrainState, samples: Sequence[EncodedSample], *, num_generations: int, seed: int
+    state: TrainState,
+    samples: Sequence[EncodedSample],
+    *,
+    num_generations: int,
+    seed: int,
+    features: StepFeatures | None = None,
 ) -> list[Rollout]:
     """Completions of the plain prompts by the student, sampled as the recipe says."""
     rollout = state.config.rollout
@@ -131,6 +150,7 @@ def sample_completions(
             top_k=rollout.top_k,
             seed=seed,
             batch_size=rollout.batch_size,
+            features=features,
         )
 
 
@@ -147,6 +167,7 @@ def greedy_views(
     """probe/<view>_accuracy and probe/<view>_length of the student's greedy completions in both views."""
     views: tuple[ViewName, ...] = ("plain", "privileged")
     metrics: dict[str, float] = {}
+    features = StepFeatures()
     for view in views:
         with state.accelerator.autocast():
             rollouts = generate(
@@ -155,6 +176,7 @@ def greedy_views(
                 max_completion_length=state.config.rollout.max_completion_length,
                 temperature=0.0,
                 batch_size=state.config.rollout.batch_size,
+                features=features,
             )
         right = [
             score(completion_text(state.student, rollout), s.sample)
@@ -183,9 +205,13 @@ def batch_counts(state: TrainState, rollouts: Sequence[Rollout]) -> Counts:
 
 
 def _backward(
-    state: TrainState, micro: MicroBatch, limits: Thresholds | None, counts: Counts
+    state: TrainState,
+    micro: MicroBatch,
+    limits: Thresholds | None,
+    counts: Counts,
+    features: StepFeatures,
 ) -> LossOutput:
-    output = micro_batch_loss(state, micro, limits, counts)
+    output = micro_batch_loss(state, micro, limits, counts, features)
     _check_finite(state, micro, output)
     with recomputing(state):
         output.loss.backward()
@@ -204,13 +230,20 @@ def recomputing(state: TrainState) -> Iterator[None]:
 
 
 def micro_batch_loss(
-    state: TrainState, micro: MicroBatch, limits: Thresholds | None, counts: Counts
+    state: TrainState,
+    micro: MicroBatch,
+    limits: Thresholds | None,
+    counts: Counts,
+    features: StepFeatures | None = None,
 ) -> LossOutput:
-    """The routed loss of one micro-batch; gradient as the caller's mode says."""
+    """The routed loss of one micro-batch; gradient as the caller's mode says.
+
+    With `features`, the gradient of the vision tower is left to `StepFeatures.backward`.
+    """
     student, method = state.student, state.config.method
     batch = micro.batch.to(student.device)
     with state.accelerator.autocast(), recomputing(state):
-        hidden = completion_hidden(student, batch)
+        hidden = completion_hidden(student, batch, features)
     teacher, own = micro.teacher, micro.self_target
     return routed_loss(
         hidden,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dopd_vlm.encode import Batch, collate
+from dopd_vlm.features import StepFeatures
 from dopd_vlm.models import Policy, output_head
 from dopd_vlm.prefill import can_share
 from dopd_vlm.routing import Thresholds, thresholds
@@ -65,7 +66,10 @@ Row = tuple[EncodedSample, Rollout]
 
 
 def score_targets(
-    state: TrainState, samples: Sequence[EncodedSample], rollouts: Sequence[Rollout]
+    state: TrainState,
+    samples: Sequence[EncodedSample],
+    rollouts: Sequence[Rollout],
+    features: StepFeatures | None = None,
 ) -> list[MicroBatch]:
     """Micro-batches with both targets' hidden states and scores, without gradient."""
     optim, method = state.config.optim, state.method
@@ -75,10 +79,11 @@ def score_targets(
     micro_batches = []
     for start in range(0, len(rows), optim.score_batch_size):
         chosen = rows[start : start + optim.score_batch_size]
-        teacher = _target(state, state.teacher, method.teacher_view, method.teacher_top_k, chosen)
-        own = _target(
-            state, state.self_target, method.self_target_view, method.self_target_top_k, chosen
+        teacher = _target(
+            state, state.teacher, method.teacher_view, method.teacher_top_k, chosen, features
         )
+        own_view, own_k = method.self_target_view, method.self_target_top_k
+        own = _target(state, state.self_target, own_view, own_k, chosen, features)
         for first in range(0, len(chosen), optim.micro_batch_size):
             part = slice(first, first + optim.micro_batch_size)
             micro_batches.append(_micro_batch(state, chosen[part], part, teacher, own))
@@ -145,12 +150,13 @@ def _target(
     view: ViewName,
     top_k: int | None,
     rows: Sequence[Row],
+    features: StepFeatures | None,
 ) -> Target | None:
     if policy is None:
         return None
     batch = _batch(rows, view, state.student.pad_id, share=can_share(policy)).to(policy.device)
     with torch.no_grad(), state.accelerator.autocast():
-        hidden = completion_hidden(policy, batch)
+        hidden = completion_hidden(policy, batch, features)
     scores = target_scores(
         hidden,
         output_head(policy),

@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from dopd_vlm.encode import EncodedPrompt, pad_prompts
+from dopd_vlm.features import picture_inputs
 from dopd_vlm.models import Policy
 from dopd_vlm.step import roll_out
 
@@ -75,7 +76,10 @@ def settings(policy: Policy, num_tokens: int) -> GenerationConfig:
 @torch.no_grad()
 def by_generate(policy: Policy, prompts: list[EncodedPrompt], num_tokens: int) -> int:
     """Tokens that Hugging Face `generate` sampled."""
-    inputs = pad_prompts(prompts, pad_id=policy.pad_id)
+    inputs = {
+        **pad_prompts(prompts, pad_id=policy.pad_id),
+        **picture_inputs(policy, prompts, None),
+    }
     config = settings(policy, num_tokens)
     ids = policy.model.generate(**inputs, generation_config=config)  # type: ignore[operator]
     return ids[:, inputs["input_ids"].shape[1] :].numel()

@@ -1,5 +1,6 @@
 """No leak: whatever is privileged, the student's token ids and pixels are the same to the byte."""
 
+import functools
 import json
 import warnings
 
@@ -197,7 +198,7 @@ def test_ready_made_context_and_pictures_change_the_teacher_s_prompt(policy):
         assert as_bytes(encode(policy, {**row, **changed}, [], "privileged")) != plain
 
 
-FORWARD, ROLL_OUT = Qwen3VLModel.forward, step.roll_out
+FORWARD, SEE, ROLL_OUT = Qwen3VLModel.forward, Qwen3VLModel.get_image_features, step.roll_out
 ANNOTATED = {
     "sparse": {"captions": ["nothing"]},
     "rich": {"captions": ["red circle", "blue square"], "boxes": [{"bbox": [4, 4, 30, 20], "label": "red circle"}]},
@@ -218,6 +219,7 @@ def test_rollout_inputs_of_two_runs_with_other_annotations_are_identical(tmp_pat
         lines = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         losses[name] = [json.loads(line)["loss"] for line in lines]
     assert seen["sparse"] == seen["rich"] and len(seen["rich"]) == 2
+    assert all(found.keys() == {"pixel_values", "input_ids"} for found in seen["rich"])
     assert losses["sparse"] != losses["rich"]
 
 
@@ -232,12 +234,19 @@ def record_prompts(monkeypatch, into: list[dict[str, bytes]]) -> None:
         finally:
             is_sampling.pop()
 
+    def seeing(model, *args, **inputs):
+        if is_sampling:
+            into.append({"pixel_values": inputs["pixel_values"].numpy().tobytes()})
+        return SEE(model, *args, **inputs)
+
+    @functools.wraps(FORWARD)  # whoever asks for its arguments shall find them
     def reading(model, *args, **inputs):
-        if is_sampling and inputs.get("pixel_values") is not None:
-            into.append({n: inputs[n].numpy().tobytes() for n in ("input_ids", "pixel_values")})
+        if is_sampling and inputs.get("mm_encoder_outputs") is not None:
+            into[-1]["input_ids"] = inputs["input_ids"].numpy().tobytes()
         return FORWARD(model, *args, **inputs)
 
     monkeypatch.setattr(step, "roll_out", sampling)
+    monkeypatch.setattr(Qwen3VLModel, "get_image_features", seeing)
     monkeypatch.setattr(Qwen3VLModel, "forward", reading)
 
 

@@ -7,6 +7,7 @@ from test_encode import encoded, policy_and_samples
 from transformers import GenerationConfig
 
 from dopd_vlm.encode import collate, pad_prompts
+from dopd_vlm.features import picture_inputs
 from dopd_vlm.rollout import generate
 from dopd_vlm.scores import completion_hidden
 
@@ -42,7 +43,10 @@ def test_greedy_completions_are_those_of_hugging_face_generate(kind):
     make_eos_likely(policy)
     prompts = encoded(policy, samples)
     rollouts = generate(policy, prompts, max_completion_length=20, temperature=0.0)
-    inputs = pad_prompts(prompts, pad_id=policy.pad_id)
+    inputs = {
+        **pad_prompts(prompts, pad_id=policy.pad_id),
+        **picture_inputs(policy, prompts, None),
+    }
     ids = policy.model.generate(
         **inputs,
         generation_config=GenerationConfig(

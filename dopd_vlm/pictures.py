@@ -1,0 +1,85 @@
+"""Pictures through the image processor, each once however many prompts show it.
+
+A picture is known by its pixels: equal pixels have equal keys, whoever made them.
+"""
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature
+
+GRID = "image_grid_thw"
+APART = {"pixel_values", GRID}
+"""What processors return that keep pictures apart (the Qwen-VL families): patches in a row, and per
+picture the grid that they form."""
+
+
+class PictureProcessor:
+    """Stands in a processor for its image processor and remembers what became of each picture.
+
+    Other processors than those that keep pictures apart pad or tile pictures by their company: they
+    are called as ever, for all pictures of a prompt.
+    """
+
+    def __init__(self, image_processor: Any) -> None:
+        self._inner = image_processor
+        self._keys: dict[int, tuple[Image.Image, str]] = {}
+        self._made: dict[str, dict[str, Tensor]] = {}
+        self._joined: dict[tuple[str, ...], dict[str, Tensor]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def key(self, image: Image.Image) -> str:
+        """A digest of size, mode and pixels."""
+        if id(image) not in self._keys:
+            pixels = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
+            # The picture is kept, so that no other one can come to have its id.
+            self._keys[id(image)] = image, f"{image.width}x{image.height}-{image.mode}-{pixels}"
+        return self._keys[id(image)][1]
+
+    def __call__(self, images: Any, **options: Any) -> BatchFeature:
+        if not all(isinstance(image, Image.Image) for image in images):
+            return self._inner(images, **options)
+        keys = tuple(self.key(image) for image in images)
+        new = {k: i for k, i in zip(keys, images, strict=True) if k not in self._made}
+        if new:
+            made = self._inner(list(new.values()), **{**options, "return_tensors": "pt"})
+            if set(made) != APART:
+                return self._inner(images, **options)
+            self._made |= dict(zip(new, split(made), strict=True))
+        return BatchFeature(dict(self._together(keys)))
+
+    def _together(self, keys: tuple[str, ...]) -> dict[str, Tensor]:
+        """The same tensors for the same pictures, so that two views of a row hold them once."""
+        if keys not in self._joined:
+            self._joined[keys] = join([self._made[key] for key in keys])
+        return self._joined[keys]
+
+    def inside(self, processor: Any) -> Any:
+        """A copy of the processor that has this in the place of its image processor."""
+        shallow = copy.copy(processor)
+        shallow.image_processor = self
+        return shallow
+
+
+def split(pictures: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Patches and grids of several pictures, one by one; views, no copies."""
+    grids = pictures[GRID]
+    patches = pictures["pixel_values"].split(grids.prod(-1).tolist())
+    return [
+        {"pixel_values": part, GRID: grid}
+        for part, grid in zip(patches, grids.split(1), strict=True)
+    ]
+
+
+def join(pictures: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Pictures one behind the other; a single one as it is. Some may lack what others have."""
+    names = sorted({name for one in pictures for name in one})
+    parts = {name: [one[name] for one in pictures if name in one] for name in names}
+    return {name: torch.cat(part) if len(part) > 1 else part[0] for name, part in parts.items()}

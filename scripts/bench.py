@@ -3,6 +3,8 @@
     python scripts/bench.py loss --help
     python scripts/bench.py step --help
     python scripts/bench.py rollout --help
+    python scripts/bench.py data --help
+    python scripts/bench.py streaming --help
 
 Each subcommand is the `main(argv)` of bench_<subcommand>.py, imported when it is called.
 """
@@ -15,6 +17,8 @@ COMMANDS = {
     "loss": "the routed loss against its peers and against its matrix products alone",
     "step": "whole optimizer steps, seconds per phase, against TRL's trainer",
     "rollout": "sampling, against Hugging Face's generate and generate_batch",
+    "data": "rows a second from files to model inputs, against a bare loop",
+    "streaming": "memory and time of training on a set of many rows",
 }
 
 

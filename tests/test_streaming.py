@@ -15,8 +15,8 @@ from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.tables import ParquetTable
 from dopd_vlm.train import row_order
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_streaming.py"
-sys.path.append(str(SCRIPT.parent))
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.append(str(SCRIPTS))
 from bench_streaming import PICTURE_BYTES, make_set  # noqa: E402
 
 KINDS = ("parquet", "tar", "jsonl")
@@ -108,13 +108,22 @@ def test_opening_and_reading_holds_no_pictures(source) -> None:
     assert held < 60 * PICTURE_BYTES
 
 
+def measured(kind: str, what: str) -> dict:
+    """What `bench.py streaming` says of 20,000 rows, 200 MiB of pictures."""
+    command = [sys.executable, str(SCRIPTS / "bench.py"), "streaming", kind, "20000"]
+    done = subprocess.run([*command, "--what", what], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_of_a_pass_over_many_rows(kind) -> None:
-    """The full size is `python scripts/bench_streaming.py KIND 200000`."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), kind, "20000"], capture_output=True, text=True, check=True
-    )
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert found["rows"] == 20000
-    assert found["over_rss_mib"] < 100  # the pictures are 200 MiB
+    found = measured(kind, "read")["over_rss_mib"]
+    assert len(found) == 5 and max(found) < 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_of_training_on_many_rows(kind) -> None:
+    assert measured(kind, "train")["over_peak_mib"] < 100

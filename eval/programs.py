@@ -1,4 +1,4 @@
-"""Answers that are judged by running code: function tests, input-output tests, verifiers.
+"""Answers that are judged by running code: function tests and input-output tests.
 
 All of it runs in the sandbox; a program that hangs or crashes costs its own answer.
 """
@@ -6,16 +6,15 @@ All of it runs in the sandbox; a program that hangs or crashes costs its own ans
 import base64
 import json
 import pickletools
-import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from dopd_vlm.types import Sample
 
-from .answers import Score, code_of, final_answer, last_object, unread
-from .sandbox import Execution, execute
+from .answers import Score, code_of, final_answer, unread
+from .sandbox import Execution, execute, execute_each
 
 MODULES = (
     "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random",
@@ -26,29 +25,21 @@ PRELUDE = "".join(
         *(f"from {name} import *\n" for name in (*MODULES, "typing")),
         *(f"import {name}\n" for name in MODULES),
         "from builtins import *\n",
+        "sys.setrecursionlimit(50000)\n",
     ]
 )
 """What LiveCodeBench puts in front of every program."""
 CALLS = """
 
-import json as _json
+import json as _json, signal as _signal
 _space = globals()
 for _given, _wanted in _json.loads({tests!r}):
+    _signal.setitimer(_signal.ITIMER_REAL, {seconds})
     _target = getattr(_space["Solution"](), {name!r}) if "Solution" in _space else _space[{name!r}]
     _found = _target(*[_json.loads(_line) for _line in _given.split("\\n")])
     _found = list(_found) if isinstance(_found, tuple) else _found
     if _found != _json.loads(_wanted):
         raise AssertionError(f"{{_given[:80]!r}} gives {{str(_found)[:80]}}")
-"""
-VERIFY = """
-import json, types
-candidate = {candidate!r}
-for number, source in enumerate(json.loads({sources!r}), start=1):
-    space = {{}}
-    exec(source, space)
-    checks = [one for one in space.values() if isinstance(one, types.FunctionType)]
-    if checks[-1](json.loads(candidate)) is not True:
-        raise AssertionError(f"verifier {{number}}")
 """
 STRING_OPCODES = {
     "PROTO", "FRAME", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE",
@@ -56,6 +47,8 @@ STRING_OPCODES = {
 }  # fmt: skip
 MOST_SECONDS = 60.0
 """Of all function tests of one problem together."""
+MEMORY_BYTES = 4 << 30
+"""Of a program on one test; the contests' own limits are meant for other languages."""
 
 
 def score_code(text: str, sample: Sample, *, timeout: float = 10.0) -> Score:
@@ -80,10 +73,10 @@ def score_code(text: str, sample: Sample, *, timeout: float = 10.0) -> Score:
 
 
 def score_tests(text: str, sample: Sample, *, timeout: float = 6.0) -> Score:
-    """LiveCodeBench: every test passes, stopping at the first that does not.
+    """LiveCodeBench: every test passes, `timeout` seconds each, stopping at the first that does not.
 
-    Programs that read stdin run once a test, `timeout` seconds each; function tests share one run.
-    Output is compared line by line and token by token, numbers as decimals.
+    Programs that read stdin run once a test, on all cores; function tests share one run. Output is
+    compared line by line, outer spaces aside, and lines of numbers as decimals.
     """
     answer = final_answer(text)
     if answer is None:
@@ -91,35 +84,30 @@ def score_tests(text: str, sample: Sample, *, timeout: float = 6.0) -> Score:
     if not answer.strip():
         return unread()
     code, gold = code_of(answer), json.loads(sample.answer)
-    if gold["function"]:
-        tests = json.dumps([[test["input"], test["output"]] for test in gold["tests"]])
-        program = PRELUDE + code + CALLS.format(tests=tests, name=gold["function"])
-        seconds = min(MOST_SECONDS, timeout * len(gold["tests"]))
-        found = execute(program, timeout=seconds)
-        return Score(correct=float(found.passed), extracted=code, rule=found.reason)
-    for number, test in enumerate(gold["tests"], start=1):
-        found = execute(PRELUDE + code, stdin=test["input"], timeout=timeout)
-        reason = _output_fault(found, test["output"])
+    start = gold.get("start", "")
+    if start and not code.startswith(start):
+        code = f"{start}\n{code}"
+    judge = _function_fault if gold["function"] else _program_fault
+    fault = judge(code, gold, timeout)
+    return Score(correct=float(not fault), extracted=code, rule=fault or "passed")
+
+
+def _function_fault(code: str, gold: Mapping[str, Any], timeout: float) -> str:
+    tests = json.dumps([[test["input"], test["output"]] for test in gold["tests"]])
+    calls = CALLS.format(tests=tests, name=gold["function"], seconds=timeout)
+    most = min(MOST_SECONDS, timeout * len(gold["tests"]))
+    found = execute(PRELUDE + code + calls, timeout=most, memory=MEMORY_BYTES)
+    return "" if found.passed else found.reason
+
+
+def _program_fault(code: str, gold: Mapping[str, Any], timeout: float) -> str:
+    inputs, wanted = ([test[key] for test in gold["tests"]] for key in ("input", "output"))
+    runs = execute_each(PRELUDE + code, inputs, timeout=timeout, memory=MEMORY_BYTES)
+    for number, (found, output) in enumerate(zip(runs, wanted, strict=True), start=1):
+        reason = _output_fault(found, output)
         if reason:
-            return Score(correct=0.0, extracted=code, rule=f"test {number}: {reason}")
-    return Score(correct=1.0, extracted=code, rule="passed")
-
-
-def score_verifiers(text: str, sample: Sample, *, timeout: float = 10.0) -> Score:
-    """AutoLogi: the last JSON object of the text satisfies every verifier program.
-
-    A verifier is Python source; the last function it defines takes the object and returns True.
-    """
-    answer = final_answer(text)
-    if answer is None:
-        return unread("unclosed_think")
-    found = last_object(answer)
-    if found is None:
-        return unread()
-    candidate = json.dumps(found, ensure_ascii=False)
-    sources = json.dumps(json.loads(sample.answer)["verifiers"])
-    ended = execute(VERIFY.format(candidate=candidate, sources=sources), timeout=timeout)
-    return Score(correct=float(ended.passed), extracted=candidate, rule=ended.reason)
+            return f"test {number}: {reason}"
+    return ""
 
 
 def function_gold(raw: Sequence[Any]) -> str:
@@ -128,8 +116,10 @@ def function_gold(raw: Sequence[Any]) -> str:
     return f"{prompt}{{completion}}\n\n{tests}\n\ncheck({entry_point})\n"
 
 
-def cases_gold(raw: Sequence[Any]) -> str:
+def cases_gold(raw: Sequence[Any], start: str = "") -> str:
     """LiveCodeBench's public tests, private tests and metadata as JSON.
+
+    `start` is what a program begins with where the question gives a part of the solution.
 
     Raises:
         ValueError: no tests, or private tests in a form that is not read.
@@ -139,13 +129,11 @@ def cases_gold(raw: Sequence[Any]) -> str:
     if not tests:
         raise ValueError("the problem has no tests")
     metadata = json.loads(metadata) if isinstance(metadata, str) and metadata else metadata
-    is_function = tests[0].get("testtype") == "functional"
-    return json.dumps(
-        {
-            "function": (metadata or {}).get("func_name") if is_function else None,
-            "tests": [{"input": t["input"], "output": t["output"]} for t in tests],
-        }
-    )
+    gold = {
+        "function": (metadata or {}).get("func_name"),
+        "tests": [{"input": test["input"], "output": test["output"]} for test in tests],
+    }
+    return json.dumps(gold | ({"start": start} if start else {}))
 
 
 def private_tests(raw: Any) -> list[dict[str, Any]]:
@@ -172,19 +160,6 @@ def private_tests(raw: Any) -> list[dict[str, Any]]:
             "it is not opened, since it could run code: give the tests as JSON"
         )
     return json.loads(strings[0])
-
-
-def verifiers_gold(raw: Any) -> str:
-    """A list of verifier sources, or one source, as JSON.
-
-    Raises:
-        ValueError: none, or one that defines no function.
-    """
-    sources = [raw] if isinstance(raw, str) else list(raw or ())
-    broken = [source for source in sources if not re.search(r"^def ", str(source), re.MULTILINE)]
-    if broken or not sources:
-        raise ValueError(f"verifiers must be Python sources with a function each, got {raw!r}")
-    return json.dumps({"verifiers": sources})
 
 
 def program_question(raw: Sequence[Any]) -> str:
@@ -214,20 +189,17 @@ def _output_fault(found: Execution, wanted: str) -> str:
     if found.status != 0:
         return found.reason
     got, gold = (
-        [line.split() for line in text.strip().splitlines()] for text in (found.stdout, wanted)
+        [line.strip() for line in text.strip().split("\n")] for text in (found.stdout, wanted)
     )
     same = len(got) == len(gold) and all(map(_same_line, got, gold))
     return "" if same else f"prints {found.stdout.strip()[:80]!r}"
 
 
-def _same_line(found: Sequence[str], gold: Sequence[str]) -> bool:
-    return len(found) == len(gold) and all(map(_same_token, found, gold))
-
-
-def _same_token(found: str, gold: str) -> bool:
+def _same_line(found: str, gold: str) -> bool:
+    """The same text, or numbers all of it and equal as decimals."""
     if found == gold:
         return True
     try:
-        return Decimal(found) == Decimal(gold)
+        return [Decimal(one) for one in found.split()] == [Decimal(one) for one in gold.split()]
     except InvalidOperation:
         return False

@@ -5,10 +5,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .arrangements import arrangement_gold
 from .function_calls import calls_gold
 from .livebench import livebench_gold
 from .logic_grids import grid_gold, grid_question
-from .programs import cases_gold, function_gold, program_question, verifiers_gold
+from .programs import cases_gold, function_gold, program_question
 
 Choices = Mapping[str, str]
 """{letter: option text}; empty for open questions."""
@@ -63,7 +64,7 @@ ANSWER_FORMS: dict[str, Callable[[Any, Choices], str]] = {
     "first_choice": lambda raw, choices: plain(raw),
     "function_tests": lambda raw, choices: function_gold(raw),
     "tests": lambda raw, choices: cases_gold(raw),
-    "verifiers": lambda raw, choices: verifiers_gold(raw),
+    "arrangement": lambda raw, choices: arrangement_gold(raw),
     "calls": lambda raw, choices: calls_gold(raw),
     "grid": lambda raw, choices: grid_gold(raw),
     "livebench": lambda raw, choices: livebench_gold(raw),
@@ -71,8 +72,8 @@ ANSWER_FORMS: dict[str, Callable[[Any, Choices], str]] = {
 """plain: value or letter as it is. index: number of the option. option: its text. alternatives: one of
 a list written as text. hashes: behind `####`. parens: `(A)`. zero_one: 0 or 1 for no or yes.
 first_choice: the right option before the wrong ones; their order is drawn per question.
-function_tests: prompt, tests and entry point. tests: LiveCodeBench's. verifiers: programs. calls: id,
-functions and ground truth. grid: a logic grid. livebench: task and ground truth."""
+function_tests: prompt, tests and entry point. tests: LiveCodeBench's. arrangement: AutoLogi's
+programs. calls: id, functions and ground truth. grid: a logic grid. livebench: a whole row."""
 
 
 def _joined(raw: Any) -> str:

@@ -11,9 +11,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MEMORY_BYTES = 1 << 30
 FILE_BYTES = 16 << 20
 CHILD = Path(__file__).with_name("sandbox_child.py")
@@ -40,10 +44,12 @@ class Execution:
     """Its exit status where it left by itself, 0 when it ran to its last line; None when killed."""
 
 
-def execute(program: str, *, stdin: str = "", timeout: float = 10.0) -> Execution:
+def execute(
+    program: str, *, stdin: str = "", timeout: float = 10.0, memory: int = MEMORY_BYTES
+) -> Execution:
     """Run a program in an empty folder of its own, without network, processes or other files.
 
-    Limits: `timeout` seconds of wall clock and as many of CPU, 1 GiB of memory, 16 MiB a file and
+    Limits: `timeout` seconds of wall clock and as many of CPU, `memory` bytes, 16 MiB a file and
     of output, 64 open files, no environment. Linux enforces them in the kernel (rlimits, seccomp,
     Landlock); elsewhere an audit hook does for what goes through Python's own calls.
     """
@@ -54,7 +60,7 @@ def execute(program: str, *, stdin: str = "", timeout: float = 10.0) -> Executio
         (folder / "work").mkdir()
         (folder / "program.py").write_text(program, encoding="utf-8", errors="replace")
         (folder / "stdin").write_text(stdin, encoding="utf-8", errors="replace")
-        status = _run(folder, success, timeout)
+        status = _run(folder, success, timeout, memory)
         printed, errors = (_text(folder / stream) for stream in ("stdout", "stderr"))
     if status == success:
         return Execution(passed=True, reason="passed", stdout=printed, status=0)
@@ -66,9 +72,27 @@ def execute(program: str, *, stdin: str = "", timeout: float = 10.0) -> Executio
     )
 
 
-def _run(folder: Path, success: int, timeout: float) -> int | None:
+def execute_each(
+    program: str, inputs: Sequence[str], *, timeout: float = 10.0, memory: int = MEMORY_BYTES
+) -> Iterator[Execution]:
+    """`execute` of one program on each input, in their order and on all cores.
+
+    Who stops reading starts no further runs, so that a first failure ends the matter.
+    """
+    with ThreadPoolExecutor(max_workers=CORES) as pool:
+        under_way: deque[Future[Execution]] = deque()
+        for stdin in inputs:
+            job = pool.submit(execute, program, stdin=stdin, timeout=timeout, memory=memory)
+            under_way.append(job)
+            if len(under_way) == CORES:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _run(folder: Path, success: int, timeout: float, memory: int) -> int | None:
     """The exit status, negative for a signal, None after `timeout` seconds."""
-    limits = [MEMORY_BYTES, math.ceil(timeout) + 1, FILE_BYTES]
+    limits = [memory, math.ceil(timeout) + 1, FILE_BYTES]
     command = [sys.executable, "-I", "-B", str(CHILD), str(folder / "program.py"), str(success)]
     with contextlib.ExitStack() as stack:
         files = [
@@ -96,7 +120,7 @@ def _reason(errors: str, status: int) -> str:
     lines = errors.strip().splitlines()
     if lines:
         return lines[-1][:500]
-    if -status == signal.SIGXCPU:
+    if -status in (signal.SIGXCPU, signal.SIGALRM):
         return "timeout"
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 

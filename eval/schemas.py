@@ -1,7 +1,8 @@
 """A benchmark's own row -> a row in this project's schema, as the task's `columns` say.
 
-`columns` maps our fields to the benchmark's columns, several in a list: uid, question (and
-`open_question`, which replaces it where a row has no options), answer, choices, images, system.
+`columns` maps our fields to the benchmark's columns, several in a list, `*` being the whole row: uid,
+question (and `open_question`, which replaces it where a row has no options), answer, choices, images,
+system.
 Every other field goes into `meta` under its name, values of a list joined by slashes.
 """
 
@@ -25,6 +26,8 @@ PICTURE = re.compile(r"<image[ _]?(\d+)>")
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, SyntaxError, RecursionError)
 """What reading a row that is not as documented may raise."""
 OWN_FIELDS = ("uid", "question", "open_question", "answer", "choices", "images", "system")
+WHOLE = "*"
+"""In place of a column: all of them, for answers that differ from row to row."""
 PART = "part"
 """Column with the configuration or split that a row came from, where a task has several."""
 
@@ -104,7 +107,7 @@ def to_row(task: Benchmark, raw: Row, index: int) -> dict[str, Any]:
     if answer is None or answer == "" or answer == []:
         raise ValueError(f"it has no answer in column {task.columns.get('answer')!r}")
     if task.answer_form == "first_choice":
-        choices, answer = _shuffled([str(answer), *choices.values()], f"{task.name}-{index}")
+        choices, answer = _shuffled([_option(answer), *choices.values()], f"{task.name}-{index}")
     else:
         answer = ANSWER_FORMS[task.answer_form](answer, choices)
     images = _frames(task, raw) if task.frames else _images(_get(task, raw, "images", None))
@@ -169,7 +172,7 @@ def _get(task: Benchmark, raw: Row, field: str, default: Any) -> Any:
         return default
     if isinstance(column, list):
         return [_column(raw, name) for name in column if name in raw]
-    return _column(raw, column)
+    return raw if column == WHOLE else _column(raw, column)
 
 
 def _column(raw: Row, name: str) -> Any:
@@ -187,7 +190,7 @@ def _is_kept(task: Benchmark, raw: Row) -> bool:
 
 
 def _check_columns(task: Benchmark, raw: Row) -> None:
-    named = [name for name in task.columns.values() if isinstance(name, str)]
+    named = [name for name in task.columns.values() if isinstance(name, str) and name != WHOLE]
     missing = [
         name
         for name in [*named, *task.keep]
@@ -205,12 +208,17 @@ def _choices(raw: Any) -> dict[str, str]:
     if isinstance(raw, str):
         raw = ast.literal_eval(raw) if raw.strip() else []
     if isinstance(raw, Mapping):
-        return {str(key): str(value) for key, value in raw.items() if value is not None}
-    texts = [str(text) for text in raw or () if text is not None]
+        return {str(key): _option(value) for key, value in raw.items() if value is not None}
+    texts = [_option(text) for text in raw or () if text is not None]
     numbered = [re.match(rf"\(?{letter}[.)]\s+(?=\S)", text) for letter, text in _lettered(texts)]
     if texts and all(numbered):  # one alone may be "E. coli"
         texts = [text[match.end() :] for text, match in zip(texts, numbered, strict=True) if match]
     return dict(_lettered(texts))
+
+
+def _option(raw: Any) -> str:
+    """Without the line breaks that some end in; a picture among the options by its number."""
+    return PICTURE.sub(r"picture \1", str(raw)).strip()
 
 
 def _lettered(texts: Sequence[str]) -> list[tuple[str, str]]:

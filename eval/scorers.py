@@ -5,11 +5,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from dopd_vlm.types import Sample
 
 from .answers import (
+    NUMBER,
     Score,
     declared_answer,
     declared_number,
@@ -19,12 +21,13 @@ from .answers import (
     unread,
     value_of,
 )
+from .arrangements import score_arrangement
 from .choices import extract_choice, extract_choices, options_in
 from .function_calls import score_calls
 from .livebench import score_livebench
 from .logic_grids import score_grid
 from .math_answers import score_math
-from .programs import score_code, score_tests, score_verifiers
+from .programs import score_code, score_tests
 
 __all__ = [
     "SCORERS",
@@ -41,8 +44,10 @@ THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
 Scorer = Callable[[str, Sample], Score]
 
 
-def _is_close(found: float, gold: float, tolerance: float) -> bool:
-    return math.isclose(found, gold, rel_tol=0.0, abs_tol=max(tolerance * abs(gold), 1e-12))
+def _is_close(found: float, gold: float, tolerance: float, absolute: float = 1e-12) -> bool:
+    # In decimals 1.001 - 1 is the tolerance, in floats a hair above it.
+    most = max(tolerance * abs(gold), absolute) * (1 + 1e-9)
+    return math.isclose(found, gold, rel_tol=0.0, abs_tol=most)
 
 
 def _mean_relative(found: float, gold: float, tolerance: float) -> float:
@@ -53,18 +58,14 @@ def _mean_relative(found: float, gold: float, tolerance: float) -> float:
     return sum(error <= 1 - t + tolerance for t in THRESHOLDS) / len(THRESHOLDS)
 
 
-MEASURES: dict[str, Callable[[float, float, float], float]] = {
-    "close": _is_close,
-    "rounded": _is_close,
-    "relative": _mean_relative,
-}
+MEASURES = ("close", "rounded", "relative")
 
 
 def scorer(answer_type: str, **options: Any) -> Scorer:
     """The scorer of an answer type with its options bound.
 
-    Options: `number` takes `tolerance` (relative, default 1e-6) and `measure`, `choice` takes
-    `multiple` (sets of letters; None follows the gold answer), `box` takes `threshold` (IoU,
+    Options: `number` takes `tolerance` (relative, default 1e-6), `absolute`, `measure` and
+    `decimals`, `choice` takes `multiple` (sets of letters; None follows the gold answer), `box` takes `threshold` (IoU,
     default 0.5), `math` takes `worker`, those that run programs take `timeout` in seconds.
 
     A sample without a gold answer raises ValueError, so that it is counted as an error.
@@ -97,16 +98,25 @@ def score_text(text: str, sample: Sample) -> Score:
     """Normalised exact match of the last declared answer, else of the whole text.
 
     Where gold is the letter of an option that the question lists, `extract_choice` reads the text;
-    a gold JSON list of texts names alternatives.
+    a gold JSON list of texts names alternatives, numbers among them rounded to two decimals.
     """
     if sample.answer in options_in(sample.question):
         return score_choice(text, sample)
     found, rule = declared_answer(text)
     if found is None or not normal(found):
         return unread(rule if found is None else "unparsed")
-    golds = json.loads(sample.answer) if sample.answer.startswith('["') else [sample.answer]
-    is_right = normal(found) in [normal(gold) for gold in golds]
+    if sample.answer.startswith('["'):
+        is_right = any(_is_alternative(found, gold) for gold in json.loads(sample.answer))
+    else:
+        is_right = normal(found) == normal(sample.answer)
     return Score(correct=float(is_right), extracted=found, rule=rule)
+
+
+def _is_alternative(found: str, gold: str) -> bool:
+    if normal(found) == normal(gold):
+        return True
+    values = [NUMBER.fullmatch(one.strip().rstrip(".")) for one in (found, gold)]
+    return all(values) and len({round(value_of(match[0]), 2) for match in values if match}) == 1
 
 
 def score_yes_no(text: str, sample: Sample) -> Score:
@@ -128,11 +138,14 @@ def score_yes_no(text: str, sample: Sample) -> Score:
 def score_choice(text: str, sample: Sample, *, multiple: bool | None = None) -> Score:
     """Letter equal to the gold letter, or letter set equal to the gold set.
 
-    Options are the sample's, else those that its question lists, else the letters A to J.
+    Options are the sample's, else those that its question lists, else the letters A to J; a gold
+    number is one of options that the picture numbers.
 
     Raises:
         ValueError: a gold answer that is no letter of the choices.
     """
+    if not sample.choices and sample.answer.isdecimal():
+        return score_number(text, sample)
     choices = sample.choices or options_in(sample.question) or dict.fromkeys(LETTERS, "")
     gold = frozenset(re.findall(r"[A-Z]", sample.answer))
     if not gold or not gold <= choices.keys() or re.sub(r"[\s,;()A-Z]", "", sample.answer):
@@ -150,14 +163,20 @@ def score_choice(text: str, sample: Sample, *, multiple: bool | None = None) -> 
 
 
 def score_number(
-    text: str, sample: Sample, *, tolerance: float = 1e-6, measure: str = "close"
+    text: str,
+    sample: Sample,
+    *,
+    tolerance: float = 1e-6,
+    absolute: float = 1e-12,
+    measure: str = "close",
+    decimals: int | None = None,
 ) -> Score:
     """How well the last declared number, else the last number at all, agrees with gold.
 
-    `measure`: `close` is |found - gold| <= tolerance |gold|; `rounded` rounds to gold's decimals
-    first; `relative` is the mean over t = 0.5, 0.55, ..., 0.95 of |found - gold| / |gold| <= 1 - t
-    (VSI-Bench's mean relative accuracy). Where exactly one side carries a percent sign both of its
-    readings count (35% is 35 and 0.35).
+    `measure`: `close` is |found - gold| <= max(tolerance |gold|, absolute); `rounded` is `close` after
+    rounding found to gold's decimals, or both to `decimals`; `relative` is the mean over t = 0.5,
+    0.55, ..., 0.95 of |found - gold| / |gold| <= 1 - t (VSI-Bench's mean relative accuracy). Where
+    exactly one side carries a percent sign both of its readings count (35% is 35 and 0.35).
 
     Raises:
         ValueError: the gold answer holds no number, or an unknown measure.
@@ -173,11 +192,14 @@ def score_number(
     pairs = [(found, gold)]
     if found.endswith("%") != gold.endswith("%"):
         pairs.append((found.removesuffix("%"), gold.removesuffix("%")))
+    values = [(value_of(a), value_of(b)) for a, b in pairs]
     if measure == "rounded":
-        decimals = len(gold.partition(".")[2].rstrip("% "))
-        pairs = [(str(round(value_of(a), decimals)), b) for a, b in pairs]
-    agree = MEASURES[measure]
-    correct = max(float(agree(value_of(a), value_of(b), tolerance)) for a, b in pairs)
+        places = len(gold.partition(".")[2].rstrip("% ")) if decimals is None else decimals
+        values = [
+            (round(a, places), b if decimals is None else round(b, places)) for a, b in values
+        ]
+    agree = _mean_relative if measure == "relative" else partial(_is_close, absolute=absolute)
+    correct = max(float(agree(a, b, tolerance)) for a, b in values)
     return Score(correct=correct, extracted=found, rule=rule)
 
 
@@ -215,7 +237,7 @@ SCORERS: dict[str, Callable[..., Score]] = {
     "code": score_code,
     "yes_no": score_yes_no,
     "tests": score_tests,
-    "verifiers": score_verifiers,
+    "arrangement": score_arrangement,
     "calls": score_calls,
     "grid": score_grid,
     "livebench": score_livebench,

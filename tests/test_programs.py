@@ -1,4 +1,4 @@
-"""Answers judged by running code: function tests, input-output tests, verifiers, packed tests."""
+"""Answers judged by running code: function tests, input-output tests, packed tests."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ import pytest
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_samples
 from dopd_vlm.eval.benchmarks import load_benchmark
-from dopd_vlm.eval.programs import cases_gold, private_tests, verifiers_gold
+from dopd_vlm.eval.programs import cases_gold, private_tests
 from dopd_vlm.eval.schemas import to_rows
 from dopd_vlm.eval.scorers import scorer
 from dopd_vlm.types import Sample, View
@@ -43,6 +43,11 @@ LINE, SUM = "\n", "n = int(input())\nprint(sum(map(int, input().split())))"
         ),
         ("print(7)", "test 2: prints '7'"),
         ("print('7 7')", "test 1: prints '7 7'"),
+        (f"{SUM}\nprint()", "passed"),
+        (
+            "import sys\ndef down(n):\n    return n and down(n - 1)\ndown(9000)\n" + SUM,
+            "passed",
+        ),
         ("print(7)\nprint(7)", "test 1: prints"),
         ("print(7)\nraise SystemExit(1)", "test 1: exit status 1"),
         ("x = 1 /", "test 1: SyntaxError"),
@@ -64,14 +69,18 @@ def test_programs_that_read_stdin(code: str, rule: str) -> None:
         ),
         ("def pair(xs, k):\n    return [xs[0], k]", "passed"),
         ("def pair(xs, k):\n    return [k, xs[0]]", "AssertionError: '[4, 9]\\n2' gives [2, 4]"),
+        ("def pair(xs, k):\n    while xs[0] == 9: pass\n    return [xs[0], k]", "timeout"),
         ("def other(xs, k): pass", "KeyError"),
         ("import os\nos._exit(0)", "exit status 0"),
     ],
 )
 def test_functions(code: str, rule: str) -> None:
-    test = {"input": "[4, 9]\n2", "output": "[4, 2]", "testtype": "functional"}
-    gold = cases_gold([json.dumps([test]), "[]", json.dumps({"func_name": "pair"})])
-    found = scorer("tests")(code, sample(gold))
+    tests = [
+        {"input": "[4, 9]\n2", "output": "[4, 2]", "testtype": "functional"},
+        {"input": "[9, 4]\n2", "output": "[9, 2]", "testtype": "functional"},
+    ]
+    gold = cases_gold([json.dumps(tests), "[]", json.dumps({"func_name": "pair"})])
+    found = scorer("tests", timeout=0.5)(code, sample(gold))
     assert found.rule.startswith(rule) and found.correct == float(rule == "passed")
 
 
@@ -93,39 +102,6 @@ def test_packed_tests_are_read_without_unpickling(capsys: pytest.CaptureFixture[
     with pytest.raises(ValueError, match="neither JSON nor a packed string"):
         private_tests("AAAA")
     assert capsys.readouterr().out == ""
-
-
-VERIFIERS = [
-    "def form(x):\n    return set(x) == {'a', 'b'}",
-    "def order(x):\n    return x['a'] < x['b']",
-]
-
-
-@pytest.mark.parametrize(
-    ("text", "rule"),
-    [
-        ('{"a": 1, "b": 2}', "passed"),
-        ('First {"a": 2, "b": 1}, no: ```json\n{"a": 1, "b": 2}\n```', "passed"),
-        ('{"a": 2, "b": 1}', "AssertionError: verifier 2"),
-        ('{"a": 1}', "AssertionError: verifier 1"),
-        ('{"a": "x", "b": 1}', "TypeError"),
-        ('{"a": 1, "b": }', "unparsed"),
-        ("no object", "unparsed"),
-        ('<think>{"a": 1, "b": 2}', "unclosed_think"),
-    ],
-)
-def test_verifiers(text: str, rule: str) -> None:
-    found = scorer("verifiers")(text, sample(verifiers_gold(VERIFIERS)))
-    assert found.rule.startswith(rule) and found.correct == float(rule == "passed")
-    assert found.is_unparsed == (rule in ("unparsed", "unclosed_think"))
-
-
-def test_a_verifier_must_say_true() -> None:
-    for body in ("return 1", "return 'no'", "pass", "while True: pass"):
-        gold = verifiers_gold([f"def check(x):\n    {body}"])
-        assert scorer("verifiers", timeout=0.5)('{"a": 1}', sample(gold)).correct == 0.0
-    with pytest.raises(ValueError, match="Python sources with a function each, got \\[\\]"):
-        verifiers_gold([])
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_every_scorer_accepts_gold_bare_and_declared(kind: str, gold: str) -> No
 
 
 def test_every_scorer_has_a_gold_case() -> None:
-    elsewhere = {"code", "tests", "verifiers", "calls", "grid", "livebench"}
+    elsewhere = {"code", "tests", "arrangement", "calls", "grid", "livebench"}
     assert {kind for kind, _ in GOLD} | elsewhere == set(SCORERS)
 
 
@@ -351,3 +351,22 @@ def test_accuracy_is_an_evaluate_metric() -> None:
     assert alone["accuracy"] == together["accuracy"] == 0.75
     assert alone["accuracy_stderr"] == pytest.approx((0.75 / 12) ** 0.5)
     assert together["accuracy_stderr"] == pytest.approx((2 * (0.5**2 + 0.5**2)) ** 0.5 / 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [("24/7", 1.0), ("Answer: 3.43", 1.0), ("3.4291.", 1.0), ("3.4", 0.0), ("24 of 7", 0.0)],
+)
+def test_alternatives_may_be_numbers(text: str, right: float) -> None:
+    assert score(text, sample('["24/7", "3.429"]', "text")).correct == right
+
+
+@pytest.mark.parametrize(("text", "right"), [("2.0954", 1.0), ("2.095", 1.0), ("2.0933", 0.0)])
+def test_absolute_tolerance(text: str, right: float) -> None:
+    assert score(text, sample("2.0944", "number"), absolute=0.001).correct == right
+
+
+def test_options_that_a_picture_numbers() -> None:
+    asked = sample("3", "choice")
+    texts = ("3", "The answer is 3.", "Option 3", "4", "C")
+    assert [score(text, asked, multiple=True).correct for text in texts] == [1, 1, 1, 0, 0]

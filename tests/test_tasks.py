@@ -31,9 +31,18 @@ SOLUTIONS = {
         "```python\na, b = map(int, input().split())\nprint(a + b)\nexit()\n```",
         "```python\nclass Solution:\n    def last(self, xs: List[int]) -> int:\n        return xs[-1]\n```",
     ],
-    "autologi": ['First Ann.\n```json\n{"Ann": 1, "Bob": 2}\n```', 'It is {"digits": [1, 2, 3]}.'],
+    "autologi": [
+        "First Cem.\n```json\n{'Ann': 2, \"Bob\": 3, 'Cem': 1}\n```",
+        "inputs = [{'Ida'}, {'Kai', 'Jon'}]",
+    ],
     "bfclv3": ["[rect.area(width=3, height=4.5)]", "None of the functions can be used."],
-    "livebench": ["so **yes, no, yes**", "$\\boxed{2x}$"],
+    "livebench": [
+        "so **yes, no, yes**",
+        "$\\boxed{2x}$",
+        '```jsonl\n{"size": 2.0, "name": "fir"}\n```',
+        "```python\nprint(a + b)\n```",
+        '"The Sun rises."',
+    ],
 }
 """Answers of tasks whose gold is a test or an object, not a text."""
 WRONG = {
@@ -42,9 +51,15 @@ WRONG = {
         "print(3)",
         "class Solution:\n    def last(self, xs):\n        return xs[0]",
     ],
-    "autologi": ['{"Ann": 2, "Bob": 1}', '{"digits": [2, 2, 2]}'],
+    "autologi": ["{'Ann': 1, 'Bob': 3, 'Cem': 2}", "[['Ida'], ['Jon', 'Kai']]"],
     "bfclv3": ["[rect.area(width=3, height=4)]", "[rect.area(width=3, height=4.5)]"],
-    "livebench": ["so **yes, yes, yes**", "$\\boxed{x}$"],
+    "livebench": [
+        "so **yes, yes, yes**",
+        "$\\boxed{x}$",
+        '{"size": 3, "name": "fir"}',
+        "```python\nprint(a)\n```",
+        "The moon rises.",
+    ],
     "zebralogic_grid": ['{"solution": {"House 1": {"Name": "Ann"}}}', "{}"],
 }
 TASKS = [name for name in benchmark_names() if load_benchmark(name).columns]
@@ -105,7 +120,7 @@ def test_gold_is_right_and_nonsense_is_not(name: str, tmp_path: Path) -> None:
     if name not in {*SOLUTIONS, *WRONG}:
         boxed = [f"\\boxed{{{answer}}}" for answer in gold]
         assert run(task, samples, boxed).accuracy == 1.0
-    nonsense = WRONG.get(name) or ["I cannot say.", "", "no idea"][: len(samples)]
+    nonsense = WRONG.get(name) or ["I cannot say.", "", "no idea", "?"][: len(samples)]
     assert run(task, samples, nonsense).accuracy == 0.0
 
 
@@ -114,12 +129,14 @@ def test_every_task_has_rows() -> None:
 
 
 def test_pictures_and_their_places(tmp_path: Path) -> None:
-    two, one, _ = samples_of(load_benchmark("mmmu"), tmp_path)
+    two, one, *_ = samples_of(load_benchmark("mmmu"), tmp_path)
     assert len(two.plain.images) == 2 and two.question.count("<image>") == 2
     assert one.answer_type == "number" and one.choices is None
     mc = samples_of(load_benchmark("zebralogic_mc"), tmp_path)
     assert "Who has" in mc[1].question
-    assert "picture 2" in samples_of(load_benchmark("mmmu_pro"), tmp_path)[1].question
+    _, options, both = samples_of(load_benchmark("mmmu_pro"), tmp_path)
+    assert options.choices == {"A": "picture 2", "B": "picture 3"}
+    assert "picture 1" in options.question and "picture 2" in both.question
     count, distance = samples_of(load_benchmark("vsibench"), tmp_path)
     assert len(count.plain.images) == 2 and count.answer_type == "number"
     assert distance.choices == {"A": "table", "B": "sofa", "C": "stove", "D": "bed"}
@@ -147,8 +164,11 @@ def test_second_metrics(tmp_path: Path) -> None:
     found = run(task, samples_of(task, tmp_path), half)
     assert (found.accuracy, dict(found.second)) == (0.0, {"cell_accuracy": 0.25})
     task = load_benchmark("dynamath")
-    found = run(task, samples_of(task, tmp_path), ["-2.5", "B"])
-    assert (found.accuracy, found.second["worst_case"]) == (0.5, 0.0)
+    found = run(task, samples_of(task, tmp_path), ["-2.501", "B", "5:0"])
+    assert (found.accuracy, found.second["worst_case"]) == (2 / 3, 0.5)
+    task = load_benchmark("mmmu")
+    found = run(task, samples_of(task, tmp_path), ["B", "5.004", "6.51"])
+    assert list(found.per_question.values()) == [1, 1, 0]
     task = load_benchmark("hallusionbench")
     found = run(task, samples_of(task, tmp_path), ["yes", "yes"])
     assert (found.second["qAcc"], found.second["fAcc"]) == (0.5, 0.0)
@@ -233,9 +253,9 @@ def test_rows_outside_the_release_are_counted() -> None:
     task = load_benchmark("livebench")
     good = [json.loads(line) for line in (FIXTURES / "livebench.jsonl").read_text().splitlines()]
     late = {**good[0], "livebench_release_date": "2025-05-30T00:00:00"}
-    other = {**good[0], "task": "LCB_generation"}
-    found = convert(task, [late, *good, other])
-    assert (len(found.rows), found.left_out, found.problems) == (2, 2, [])
+    removed = {**good[0], "livebench_removal_date": "2024-11-25"}
+    found = convert(task, [late, *good, removed])
+    assert (len(found.rows), found.left_out, found.problems) == (5, 2, [])
     with pytest.raises(ValueError, match=r"keeps rows whose .*2024-11-25.*none of the 1 is such"):
         convert(task, [late])
     assert len(convert(task, [*good, *good], limit=1).rows) == 1
@@ -278,7 +298,7 @@ def test_equal_pictures_are_held_once(tmp_path: Path) -> None:
         ),
         ("livebench", "hf download livebench/reasoning .*; hf download livebench/math "),
         ("gpqa_diamond", "gated: accept its terms"),
-        ("autologi", "on no hub that we know"),
+        ("autologi", "AutoLogi_en.jsonl from the repository 8188zq/AutoLogi"),
         ("vsibench", "unzip its videos"),
     ],
 )

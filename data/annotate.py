@@ -17,7 +17,7 @@ from typing import Any
 from dopd_vlm.endpoint import Client, Endpoint, GaveUpError, RejectedError, Reply, SetupError
 
 from .annotate_prompts import CHECK, PLACES, REPAIR, WORDINGS
-from .annotate_replies import described
+from .annotate_replies import described, reply_schema
 from .annotate_requests import Asked, asked, check_request, repair_turns, write_request
 from .annotate_standing import (
     Accepted,
@@ -196,12 +196,23 @@ class _Run:
         frames = [[frame.family, frame.size, frame.resized] for frame in shown.frames]
         head = {"kind": kind, "step": state.step, "attempt": state.attempt, "frames": frames}
         try:
-            reply = await client.ask(messages)
+            reply = await client.ask(messages, **self._fields(kind, state.step, shown))
         except RejectedError as error:
             self._failures = 0
             return {**head, "rejected": str(error)}
         self._count(reply)
         return {**head, **vars(reply)}
+
+    def _fields(self, kind: str, step: str, shown: Asked) -> dict[str, Any]:
+        """What the request says beside its messages."""
+        if not self.task.json_schema:
+            return {}
+        schema = {
+            "name": step,
+            "strict": True,
+            "schema": reply_schema(kind, step, len(shown.frames)),
+        }
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
     def _count(self, reply: Reply) -> None:
         self._failures = 0
@@ -218,6 +229,7 @@ def _settings(task: Task, endpoint: Endpoint) -> dict[str, Any]:
         "coords": task.coords,
         "max_pixels": task.max_pixels,
         "temperature": endpoint.temperature,
+        "json_schema": task.json_schema,
         "wording": hashlib.sha256(wording.encode()).hexdigest()[:16],
     }
 

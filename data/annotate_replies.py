@@ -14,8 +14,9 @@ from .boxes import Boxes
 from .coords import Frame, decode
 
 MAX_QUOTED = 160
+MAX_LINES, MAX_BOXES, MAX_LETTERS = 8, 40, 400
+"""What a schema lets a reply hold: without bounds a weak model that repeats itself never closes."""
 DECODER = json.JSONDecoder()
-Size = tuple[int, int]
 
 
 class BadReplyError(ValueError):
@@ -58,6 +59,31 @@ def written_value(
         except ValueError as error:
             raise BadReplyError(f"disclosure: {error}") from error
     return value
+
+
+def reply_schema(kind: str, step: str, num_images: int) -> dict[str, Any]:
+    """The form of a pass's reply as a JSON schema, for endpoints that can hold a model to one.
+
+    Only the form: numbers may still lie outside the picture, and hints may still tell the answer.
+    """
+    words = {"type": "string", "minLength": 1, "maxLength": MAX_LETTERS}
+    if step == "check":
+        return _object_schema({"good": {"type": "boolean"}, "reason": words})
+    if kind != "boxes":
+        return {"type": "array", "items": words, "minItems": 1, "maxItems": MAX_LINES}
+    place = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
+    which = {"image": {"type": "integer", "minimum": 1, "maximum": num_images}}
+    box = {"bbox_2d": place, "label": words, **(which if num_images > 1 else {})}
+    return {"type": "array", "items": _object_schema(box), "minItems": 1, "maxItems": MAX_BOXES}
+
+
+def _object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
 
 
 def verdict(text: str, finish_reason: str) -> tuple[bool, str]:

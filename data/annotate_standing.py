@@ -28,6 +28,8 @@ class Task:
     """How often a pass is asked before its bad replies drop the row."""
     max_pixels: int = 1_500_000
     """Larger pictures are sent smaller."""
+    json_schema: bool = False
+    """Whether the endpoint is told to hold replies to the form (`annotate_replies.reply_schema`)."""
 
     def __post_init__(self) -> None:
         check_family(self.coords)

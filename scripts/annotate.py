@@ -53,6 +53,7 @@ def main() -> int:
             coords=options.coords,
             attempts=options.attempts,
             max_pixels=options.max_pixels,
+            json_schema=options.json_schema,
         )
         rows = rows_of(options.rows, options.split)[: options.limit]
         outcome = _run(options, console, rows, task, endpoint)
@@ -110,7 +111,7 @@ def _counted(counts: Counts, price: tuple[float, float] | None) -> str:
     if price is None:
         return text
     cost = (counts.prompt_tokens * price[0] + counts.completion_tokens * price[1]) / 1e6
-    return f"{text}, cost {cost:.2f}"
+    return f"{text}, cost {cost:.{2 if cost >= 1 else 4}f}"
 
 
 def _report(options: argparse.Namespace, outcome: Outcome, console: Console) -> None:
@@ -160,6 +161,12 @@ def _arguments() -> argparse.Namespace:
     add("--max-tokens", type=int, default=1024, help="length of a reply")
     add("--max-pixels", type=int, default=1_500_000, help="larger pictures are sent smaller")
     add("--temperature", type=float, default=0.0)
+    add(
+        "--json-schema",
+        action="store_true",
+        help="have the endpoint hold replies to the form (response_format: vLLM, SGLang, "
+        "llama.cpp); for models that otherwise answer in prose",
+    )
     add(
         "--price",
         type=float,

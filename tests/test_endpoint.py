@@ -3,14 +3,8 @@
 import base64
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +14,7 @@ from typing import Any
 import pytest
 import tiny
 from PIL import Image
+from real_server import transformers_serve
 
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.data.embedded import embedded_model, embedded_rows
@@ -199,38 +194,6 @@ def test_pictures_travel_as_they_are_and_seeds_differ() -> None:
         )
     assert bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
     assert len({body["seed"] for body in bodies}) == 3
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def transformers_serve(model: str) -> Iterator[str]:
-    """The address of `transformers serve` on loopback, killed at the end."""
-    port = free_port()
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", model]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        for _ in range(600):
-            assert process.poll() is None, "the server ended: pip install 'transformers[serving]'"
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from .generators import Completion, Generate, halving, local_generator
 from .records import finished, scored, stored
 from .requests import Request, digest, image_settings, make_requests, model_fingerprint
 from .results import Results, write_results
-from .scorers import Scorer, score, scorer
+from .scorers import row_scorer
 from .store import Record, SampleStore
 
 VIEWS: tuple[ViewName, ...] = ("plain", "privileged")
@@ -126,7 +126,7 @@ def _run(
     )
     mine = [r for r in requests if r.doc_id % state.num_processes == state.process_index]
     completions = _complete(mine, job, source, batch_size, store, progress)
-    count = _counter(job.task)
+    count = row_scorer(job.task.answer_type, job.task.scorer)
     records = [scored(r, job.samples[r.doc_id], completions[r.key], count, job.view) for r in mine]
     if state.num_processes > 1:
         records = sorted(gather_object(records), key=lambda r: (r["doc_id"], r["sample_idx"]))
@@ -144,13 +144,6 @@ def _run(
 def _write(found: Results, records: Sequence[Record], store: SampleStore) -> None:
     store.finish(records)
     write_results([found], store.path.parent, f"results_{found.name}__{found.view}.json")
-
-
-def _counter(task: Benchmark) -> Scorer:
-    if task.answer_type != "row":
-        return scorer(task.answer_type, **task.scorer)
-    options = {"number": dict(task.scorer)}
-    return lambda text, sample: score(text, sample, **options.get(sample.answer_type, {}))
 
 
 def _source(

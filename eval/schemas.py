@@ -41,6 +41,8 @@ class Converted:
     """One line for each row that has no answer or cannot be read."""
     left_out: int = 0
     """Rows that the task's `keep` excludes."""
+    places: Sequence[int] = ()
+    """Which raw row each row was made of; empty where the task names no columns."""
 
 
 def to_rows(task: Benchmark, raw: Sequence[Row]) -> list[dict[str, Any]]:
@@ -67,6 +69,7 @@ def convert(task: Benchmark, raw: Sequence[Row], limit: int | None = None) -> Co
     _check_columns(task, raw[0] if raw else {})
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
+    places: list[int] = []
     left_out = 0
     for index, row in enumerate(raw):
         if limit is not None and len(rows) >= limit:
@@ -76,12 +79,13 @@ def convert(task: Benchmark, raw: Sequence[Row], limit: int | None = None) -> Co
             continue
         try:
             rows.append(to_row(task, row, index))
+            places.append(index)
         except UNREADABLE as error:
             reason = f"no column {error}" if isinstance(error, KeyError) else error
             problems.append(f"task {task.name!r} row {index + 1}: {reason}")
     if raw and not rows:
         raise ValueError(_nothing(task, len(raw), problems))
-    return Converted(rows=rows, problems=problems, left_out=left_out)
+    return Converted(rows=rows, problems=problems, left_out=left_out, places=places)
 
 
 def _nothing(task: Benchmark, count: int, problems: Sequence[str]) -> str:

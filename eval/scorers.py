@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ __all__ = [
     "declared_number",
     "extract_choice",
     "extract_choices",
+    "row_scorer",
     "score",
     "scorer",
 ]
@@ -87,6 +88,14 @@ def scorer(answer_type: str, **options: Any) -> Scorer:
         return chosen(text, sample, **options)
 
     return count
+
+
+def row_scorer(answer_type: str, options: Mapping[str, Any]) -> Scorer:
+    """A task's scorer; where its answer_type is `row`, that of each row's own, options for numbers."""
+    if answer_type != "row":
+        return scorer(answer_type, **options)
+    known = {"number": dict(options)}
+    return lambda text, sample: score(text, sample, **known.get(sample.answer_type, {}))
 
 
 def score(text: str, sample: Sample, **options: Any) -> Score:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from dopd_vlm.config import RunConfig
 from dopd_vlm.models import Policy
+from dopd_vlm.parcel import Parcel, pack, unpack
 from dopd_vlm.state import EncodedSample, encoded_views
 from dopd_vlm.types import Sample
 
@@ -77,7 +78,7 @@ class EncodedStream:
     def take(self, count: int) -> list[EncodedSample | BadRow]:
         """The next `count` of them."""
         made = (next(self._items) for _ in range(count))
-        return [pickle.loads(item) if isinstance(item, bytes) else item for item in made]
+        return [unpack(item) if isinstance(item, Parcel) else item for item in made]
 
     def close(self) -> None:
         """Ends the workers."""
@@ -101,23 +102,21 @@ def num_workers(config: RunConfig, device: torch.device) -> int:
 
 
 class _EncodedRows(Dataset):
-    """Row number -> encoded sample or BadRow; in a worker as pickled bytes."""
+    """Row number -> encoded sample or BadRow; a worker packs it."""
 
     def __init__(self, config: RunConfig, student: Policy, samples: Sequence[Sample]) -> None:
         stand_in = cast(PreTrainedModel, _Weightless(student.model.config))
         self._config, self._samples = config, samples
         self._encoder = replace(student, model=stand_in)
 
-    def __getitem__(self, row: int) -> EncodedSample | BadRow | bytes:
+    def __getitem__(self, row: int) -> EncodedSample | BadRow | Parcel:
         try:
             sample = self._samples[row]
             prompts = encoded_views(self._config, self._encoder, sample)
             made = EncodedSample(sample=sample, prompts=prompts)
         except ValueError as error:
             made = BadRow(row=row, reason=str(error))
-        # Bytes go through a pipe. Tensors would each take a file descriptor and room in /dev/shm,
-        # of which containers have 64 MiB: a step of pictures needs more of both.
-        return made if get_worker_info() is None else pickle.dumps(made)
+        return made if get_worker_info() is None else pack(made)
 
 
 class _Weightless:

@@ -191,6 +191,8 @@ def top_k_ids(scores: Tensor, k: int) -> Tensor:
     """
     vocab = scores.shape[-1]
     k = min(k, vocab)
+    if k == 0:
+        return torch.empty(*scores.shape[:-1], 0, dtype=torch.int64, device=scores.device)
     rows = scores.reshape(-1, vocab)
     if k == vocab:
         return _ordered(rows).view(*scores.shape[:-1], k)

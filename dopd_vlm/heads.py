@@ -13,7 +13,10 @@ from torch import Tensor
 UPCAST_TILE = 8192
 """Rows of a lower-precision weight that are upcast at a time, so that no full copy exists."""
 CPU_CHUNK_BYTES = 32 << 20
-"""Size of one logits buffer on CPU; half of it makes the matrix products a third slower."""
+"""Size of one logits buffer on CPU; less of it makes the matrix products slower."""
+MIN_SCORED_ROWS = 512
+"""Rows of a buffer that nothing but sums and a top K are taken of. Where whole lines of so many rows would be
+more than a buffer, it holds a part of the vocabulary: products of few rows pack the weight for little use."""
 CPU_CACHE_BYTES = 512 << 10
 """What element-wise work takes at a time and thread on CPU: two such buffers fit a core's cache."""
 CUDA_BLOCK_BYTES = 64 << 20
@@ -55,7 +58,7 @@ class Softmax:
     """Vocabulary entries it runs over: the smallest of the heads', which may be padded."""
     temperature: float = 1.0
     chunk_size: int | None = None
-    """Rows of logits at a time; None chooses by memory."""
+    """Rows of a buffer of logits; None chooses by memory. Two buffers exist at a time."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0.0:
@@ -64,9 +67,15 @@ class Softmax:
             raise ValueError(f"chunk_size={self.chunk_size} must be at least 1, or None")
 
     def rows(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> int:
-        """Rows of a chunk, at least 1 and at most num_rows."""
+        """Rows of a buffer, at least 1 and at most num_rows."""
         size = self.chunk_size or default_chunk_size(self.width, dtype, device)
         return max(1, min(size, num_rows))
+
+    def tile(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
+        """Rows and vocabulary entries of a buffer of which no whole line is needed."""
+        whole = self.rows(num_rows, dtype, device)
+        rows = max(whole, min(MIN_SCORED_ROWS, num_rows))
+        return rows, max(1, whole * self.width // rows)
 
 
 def as_head(head: Tensor | Head, bias: Tensor | None = None) -> Head:
@@ -107,22 +116,22 @@ def rows_in_cache(width: int, dtype: torch.dtype, device: torch.device) -> int:
     )
 
 
-def _tiles(weight: Tensor, width: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def _tiles(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     if weight.dtype == dtype:
-        yield slice(0, width), weight[:width]
+        yield slice(0, len(weight)), weight
         return
-    for start in range(0, width, UPCAST_TILE):
-        tile = slice(start, min(start + UPCAST_TILE, width))
+    for start in range(0, len(weight), UPCAST_TILE):
+        tile = slice(start, min(start + UPCAST_TILE, len(weight)))
         yield tile, weight[tile].to(dtype)
 
 
-def logits_(rows: Tensor, head: Head, out: Tensor) -> Tensor:
-    """Writes the logits of rows [C, H] into out [C, V] and returns it."""
-    width = out.shape[-1]
-    for tile, weight in _tiles(head.weight.detach(), width, out.dtype):
+def logits_(rows: Tensor, head: Head, out: Tensor, first: int = 0) -> Tensor:
+    """Writes the logits of rows [C, H] from entry `first` on into out [C, L] and returns it."""
+    at = slice(first, first + out.shape[-1])
+    for tile, weight in _tiles(head.weight.detach()[at], out.dtype):
         torch.mm(rows, weight.T, out=out[:, tile])
     if head.bias is not None:
-        out += head.bias.detach()[:width]
+        out += head.bias.detach()[at]
     if head.logit_scale != 1.0:
         out *= head.logit_scale
     if head.softcap is not None:
@@ -140,6 +149,7 @@ def softcap_slope(logits: Tensor, head: Head) -> Tensor | None:
 def hidden_grad(grad_logits: Tensor, head: Head) -> Tensor:
     """Gradient [C, H] of hidden rows from that of raw logits [C, V]."""
     out = grad_logits.new_zeros(len(grad_logits), head.weight.shape[1])
-    for tile, weight in _tiles(head.weight.detach(), grad_logits.shape[-1], grad_logits.dtype):
+    weights = head.weight.detach()[: grad_logits.shape[-1]]
+    for tile, weight in _tiles(weights, grad_logits.dtype):
         out.addmm_(grad_logits[:, tile], weight)
     return out

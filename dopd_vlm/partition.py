@@ -5,6 +5,7 @@ of a scratch buffer, so that a pass over V reads the cache and not the memory. S
 dtype of the logits, what is left after them in float64.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +23,6 @@ class Partition:
 
     logp: Tensor
     """[C, K + 1]; last: all tokens outside the support together"""
-    total: Tensor
-    """[C, 1] sum of exp(logits - shift); the shift is 0 or the greatest logit"""
     normaliser: Tensor
     """[C, 1] log sum exp(logits)"""
 
@@ -44,35 +43,36 @@ def exponentials_(logits: Tensor, ids: Tensor | None, out: Tensor) -> tuple[Tens
 
 
 def _sum_outside_(exponentials: Tensor, ids: Tensor | None) -> Tensor:
-    if ids is not None:
+    if ids is not None and ids.shape[1]:
         exponentials.scatter_(-1, ids, 0.0)
     return exponentials.sum(-1, keepdim=True)
 
 
-def partition(logits: Tensor, ids: Tensor, scratch: Tensor) -> Partition:
-    """The softmax of rows [C, V] by ids [C, K]; scratch: [L, V]."""
-    picked, size = logits.gather(-1, ids), len(scratch)
+def log_sum_outside(logits: Tensor, ids: Tensor, scratch: Tensor) -> Tensor:
+    """log of the sum of exp(logits) but at ids [C, K], float64.  [C, V] -> [C, 1]; scratch: [L, V]"""
+    size = len(scratch)
     sums = [
         exponentials_(lines, at, scratch[: len(lines)])
         for lines, at in zip(logits.split(size), ids.split(size), strict=True)
     ]
-    return partition_of(picked, sums)
+    return torch.cat([log_of(total, shift) for total, shift in sums])
 
 
-def partition_of(picked: Tensor, sums: list[tuple[Tensor, Tensor | None]]) -> Partition:
-    """picked: logits [C, K] of the support; sums: what exponentials_ returned, block by block."""
+def log_of(total: Tensor, shift: Tensor | None) -> Tensor:
+    """What `exponentials_` returned as one logarithm, float64.  [L, 1]"""
+    log_total = total.double().log()
+    return log_total if shift is None else log_total + shift
+
+
+def partition(logits: Tensor, ids: Tensor, scratch: Tensor) -> Partition:
+    """The softmax of rows [C, V] by ids [C, K]; scratch: [L, V]."""
+    return partition_of(logits.gather(-1, ids), log_sum_outside(logits, ids, scratch))
+
+
+def partition_of(picked: Tensor, log_rest: Tensor) -> Partition:
+    """picked: logits [C, K] of the support; log_rest: float64 [C, 1] log sum exp of all others."""
     picked = picked.double()
     # A sum over the rest alone: 1 - mass would be noise where the support holds nearly everything.
-    rest = torch.cat([total for total, _ in sums]).double()
-    shift = torch.cat([torch.zeros_like(t) if at is None else at for t, at in sums]).double()
-    total = rest + (picked - shift).exp().sum(-1, keepdim=True)
-    normaliser = total.log() + shift
-    rest_logp = (rest / total).clamp(min=LEAST_REST).log()
-    logp = torch.cat([picked - normaliser, rest_logp], -1)
-    return Partition(logp=logp, total=total, normaliser=normaliser)
-
-
-def log_normaliser(logits: Tensor, scratch: Tensor) -> Tensor:
-    """log sum_v exp(logits), float64.  [C, V] -> [C, 1]; scratch: [L, V]"""
-    no_ids = torch.empty(len(logits), 0, dtype=torch.int64, device=logits.device)
-    return partition(logits, no_ids, scratch).normaliser
+    normaliser = torch.cat([picked, log_rest], -1).logsumexp(-1, keepdim=True)
+    rest_logp = (log_rest - normaliser).clamp(min=math.log(LEAST_REST))
+    return Partition(logp=torch.cat([picked - normaliser, rest_logp], -1), normaliser=normaliser)

@@ -134,6 +134,11 @@ def _grads(plan: Plan, hidden: Tensor, wants: list[bool]) -> list[Tensor | None]
     return work.grads
 
 
+def _lines(route: Route) -> int:
+    """Lines of logits that a row takes: the student's, and the target's where they are needed."""
+    return 2 if needs_target_logits(route) else 1
+
+
 class _Work:
     """Buffers and accumulators of one pass; every method with a trailing underscore fills them."""
 
@@ -148,27 +153,28 @@ class _Work:
             new(shape, dtype=plan.dtype) if want else None
             for shape, want in zip(shapes, wants, strict=True)
         ]
-        self.chunk_size = plan.softmax.rows(num_rows, plan.dtype, device)
         empty = self.hidden.new_empty
-        self.logits = empty((self.chunk_size, width), dtype=plan.dtype)
+        needed = sum(_lines(group.route) * len(group.rows) for group in plan.groups)
+        # Two buffers in one: rows that need no target's logits have both for themselves.
+        size = max(2, min(2 * plan.softmax.rows(num_rows, plan.dtype, device), needed))
+        self.buffer = empty((size, width), dtype=plan.dtype)
         is_deep = any(needs_target_logits(g.route) for g in plan.groups if len(g.rows))
-        self.target_logits = empty((self.chunk_size * is_deep, width), dtype=plan.dtype)
-        lines = min(self.chunk_size, rows_in_cache(width, plan.dtype, device))
+        lines = min(size // 2, rows_in_cache(width, plan.dtype, device))
         self.scratch = empty((2 if is_deep else 1, lines, width), dtype=plan.dtype)
 
     def run_(self) -> None:
         """All rows, group after group, in chunks that may hold several groups."""
         chunk: list[_Part] = []
-        room = self.chunk_size
+        room = len(self.buffer)
         for group in self.plan.groups:
-            first = 0
+            first, lines = 0, _lines(group.route)
             while first < len(group.rows):
-                rows = group.rows[first : first + room]
-                chunk.append(_Part(group=group, first=first, rows=rows))
-                first, room = first + len(rows), room - len(rows)
-                if not room:
+                if room < lines:
                     self._chunk_(chunk)
-                    chunk, room = [], self.chunk_size
+                    chunk, room = [], len(self.buffer)
+                rows = group.rows[first : first + room // lines]
+                chunk.append(_Part(group=group, first=first, rows=rows))
+                first, room = first + len(rows), room - lines * len(rows)
         if chunk:
             self._chunk_(chunk)
 
@@ -176,14 +182,16 @@ class _Work:
         plan, head = self.plan, self.plan.head
         rows = torch.cat([part.rows for part in parts])
         hidden = self.hidden[plan.positions[rows]].to(plan.dtype)
-        logits = logits_(hidden, head, self.logits[: len(rows)])
+        logits = logits_(hidden, head, self.buffer[: len(rows)])
         slope = softcap_slope(logits, head)
         if plan.softmax.temperature != 1.0:
             logits /= plan.softmax.temperature
         sizes = [len(part.rows) for part in parts]
         for part, own in zip(parts, logits.split(sizes), strict=True):
-            rows_of = self._deep_ if needs_target_logits(part.group.route) else self._cached_
-            self._keep_(part.rows, rows_of(part, own))
+            is_deep = needs_target_logits(part.group.route)
+            room = self.buffer[len(rows) :][: len(part.rows)]
+            result = self._deep_(part, own, room) if is_deep else self._cached_(part, own)
+            self._keep_(part.rows, result)
         if slope is not None:
             logits *= slope
         self._accumulate_(rows, hidden, logits)
@@ -201,18 +209,18 @@ class _Work:
         ids, logp = support.ids[at].long(), support.logp[at]
         return on_support_(logits, ids, logp, slopes, self.scratch[0])
 
-    def _deep_(self, part: _Part, logits: Tensor) -> RowResult:
-        route, target_logits = part.group.route, self._target_logits_(part.group, part.rows)
+    def _deep_(self, part: _Part, logits: Tensor, room: Tensor) -> RowResult:
+        route, target_logits = part.group.route, self._target_logits_(part.group, part.rows, room)
         if route.top_k is None or route.top_k >= self.plan.softmax.width:
             return full_(logits, target_logits, route, self.scratch)
         ids = top_k_ids(logits, route.top_k)
         logp = partition(target_logits, ids, self.scratch[0]).logp
         return on_support_(logits, ids, logp, support_slopes(route), self.scratch[0])
 
-    def _target_logits_(self, group: Group, rows: Tensor) -> Tensor:
+    def _target_logits_(self, group: Group, rows: Tensor, out: Tensor) -> Tensor:
         assert group.hidden is not None and group.head is not None
         hidden = group.hidden.flatten(0, 1)[self.plan.positions[rows]].to(self.plan.dtype)
-        logits = logits_(hidden, group.head, self.target_logits[: len(rows)])
+        logits = logits_(hidden, group.head, out)
         temperature = self.plan.softmax.temperature
         return logits if temperature == 1.0 else logits.div_(temperature)
 

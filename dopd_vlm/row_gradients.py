@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import divergences
-from .partition import exponentials_, partition_of
+from .partition import exponentials_, log_of, partition_of
 from .types import Route
 
 Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -74,10 +74,11 @@ def full_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) 
 
 def _full_lines_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) -> RowResult:
     student, target = scratch
-    total, normaliser = _normalised(exponentials_(logits, None, student))
+    total, shift = exponentials_(logits, None, student)
+    normaliser = log_of(total, shift)
     entropy = normaliser - dot(student, logits, target) / total
-    target_total, target_normaliser = _normalised(exponentials_(target_logits, None, target))
-    offset = (normaliser - target_normaliser).to(logits.dtype)
+    target_total, target_shift = exponentials_(target_logits, None, target)
+    offset = (normaliser - log_of(target_total, target_shift)).to(logits.dtype)
     pair = _Pair(
         student=student,
         total=total,
@@ -93,12 +94,6 @@ def _full_lines_(logits: Tensor, target_logits: Tensor, route: Route, scratch: T
         entropy=entropy.squeeze(-1),
         factor=factor.double().squeeze(-1),
     )
-
-
-def _normalised(sums: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
-    total, shift = sums
-    normaliser = total.double().log()
-    return total, normaliser if shift is None else normaliser + shift
 
 
 def effective_divergence(route: Route) -> str:
@@ -151,22 +146,25 @@ def on_support_(
     g_v - p_v sum(g) at ids, and p_v (g_rest / p_rest - sum(g)) elsewhere. scratch: [L, V].
     """
     picked, size = logits.gather(-1, ids), len(scratch)
-    sums, expected = [], []
+    log_rest, shifts, expected = [], [], []
     for lines, at in zip(logits.split(size), ids.split(size), strict=True):
         own = scratch[: len(lines)]
-        sums.append(exponentials_(lines, at, own))
+        total, shift = exponentials_(lines, at, own)
+        log_rest.append(log_of(total, shift))
+        shifts.append(torch.zeros_like(total) if shift is None else shift)
         expected.append(lines.mul_(own).sum(-1, keepdim=True))
         lines.copy_(own)
-    part = partition_of(picked, sums)
+    part = partition_of(picked, torch.cat(log_rest))
+    total = (part.normaliser - torch.cat(shifts)).exp()
     inside, rest = part.logp.exp().split((ids.shape[1], 1), -1)
-    expected = torch.cat(expected) / part.total + (inside * picked).sum(-1, keepdim=True)
+    expected = torch.cat(expected) / total + (inside * picked).sum(-1, keepdim=True)
     value, slope = slopes(part.logp, target_logp.double())
     slope_sum = slope.sum(-1, keepdim=True)
     outside = slope[:, -1:] / rest - slope_sum
     # Next to zero it is no factor to divide by; a gradient of eps^2 p in its place is lost in rounding.
     least = torch.finfo(logits.dtype).eps ** 2
     outside = torch.where(outside.abs() < least, least, outside)
-    factor = outside / part.total
+    factor = outside / total
     logits.scatter_(-1, ids, ((slope[:, :-1] - inside * slope_sum) / factor).to(logits.dtype))
     return RowResult(
         value=value,

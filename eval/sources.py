@@ -38,7 +38,8 @@ def raw_rows(task: Benchmark, read: Read, source: str | None = None) -> Sequence
             return _from_files(task, _downloaded(task))
         tables = [read(part.rows, split=part.split, name=part.config) for part in task.parts]
     except (ValueError, OSError) as error:
-        raise ValueError(f"task {task.name!r}: {_first_line(error)}; {_advice(task)}") from error
+        reason = f"{task.rows}: {_first_line(error)}" if task.files else _first_line(error)
+        raise ValueError(f"task {task.name!r}: {reason}; {_advice(task)}") from error
     return tables[0] if len(tables) == 1 else _in_turn([part.label for part in task.parts], tables)
 
 
@@ -97,10 +98,10 @@ def _advice(task: Benchmark) -> str:
     commands = "; ".join(
         f"hf download {name} --repo-type dataset --local-dir DIR" for name in names
     )
+    rows = "DIR" if task.files else "DIR/FILE, .parquet or .jsonl"
     return (
-        "run this once where there is a network (after `hf auth login` where the data set is gated), "
-        "which fills the cache that HF_HUB_OFFLINE=1 then reads; or fetch the files there with "
-        f"`{commands}` and pass --rows DIR/FILE, .parquet or .jsonl in the benchmark's own schema"
+        "run this once where there is a network (gated data need `hf auth login`), which fills the "
+        f"cache, or fetch `{commands}` there and pass --rows {rows}"
     )
 
 

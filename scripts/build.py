@@ -99,9 +99,12 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def _model(model: ModelConfig) -> ModelConfig:
-    return (
-        replace(model, path=str(embedded_model(model.path))) if is_embedded(model.path) else model
-    )
+    return replace(model, path=local_path(model.path))
+
+
+def local_path(model: str) -> str:
+    """The folder of an `embedded:` model; any other name as it is."""
+    return str(embedded_model(model)) if is_embedded(model) else model
 
 
 def score_answer(text: str, sample: Sample) -> float:

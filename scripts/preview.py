@@ -20,12 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from build import resolved, rows_of, score_answer
+from build import local_path, resolved, rows_of, score_answer
 
 from dopd_vlm.config import RunConfig, read_config
 from dopd_vlm.data.annotations import forms, type_names
 from dopd_vlm.data.coords import resized_size
-from dopd_vlm.data.embedded import embedded_model, is_embedded
 from dopd_vlm.data.importers import IMPORTERS, import_folder
 from dopd_vlm.data.preview import Prompts, ShownToken, preview_page, readable_prompts
 from dopd_vlm.data.views import AnnotationChoice, make_samples
@@ -146,7 +145,7 @@ def _page(options: argparse.Namespace) -> tuple[str, tuple[int, int]]:
     if options.checkpoint:
         if subject.config is None:
             raise ValueError("--checkpoint needs a recipe: it says which teacher and method")
-        pages, tokens = rollouts(subject.config, _model_path(options.checkpoint), samples)
+        pages, tokens = rollouts(subject.config, local_path(options.checkpoint), samples)
         prompts = [
             _with_rollout(text, tokens[sample.uid])
             for sample, text in zip(samples, prompts, strict=True)
@@ -193,7 +192,7 @@ def _processor(model: str, *, needed: bool) -> Any:
 
 
 def _subject(options: argparse.Namespace) -> Subject:
-    model = None if options.model is None else _model_path(options.model)
+    model = None if options.model is None else local_path(options.model)
     if Path(options.source).suffix in (".yaml", ".yml"):
         config = resolved(read_config(options.source))
         data = config.data
@@ -237,10 +236,6 @@ def _import(options: argparse.Namespace) -> None:
     written, skipped = import_folder(kind, Path(source), options.out, images=options.images)
     print(f"{written} rows in {options.out}, {len(skipped)} skipped")
     options.source, options.out = str(options.out), options.out / PAGE
-
-
-def _model_path(name: str) -> str:
-    return str(embedded_model(name)) if is_embedded(name) else name
 
 
 def _choices(names: Sequence[str]) -> list[AnnotationChoice]:

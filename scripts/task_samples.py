@@ -23,7 +23,8 @@ from dopd_vlm.types import Sample, ViewName
 def task_samples(task: Benchmark, options: argparse.Namespace, console: Console) -> list[Sample]:
     """The task's questions; rows that make none are counted and the first ones shown."""
     annotations = _annotations(options.annotations) or list(task.annotations)
-    found = convert(task, task_rows(task, options.rows), options.limit)
+    source = options.rows and options.rows.replace("{task}", task.name)
+    found = convert(task, task_rows(task, source), options.limit)
     pool, samples, problems = PicturePool(), [], list(found.problems)
     for row in found.rows:  # one by one, so that equal pictures are never held twice
         made, skipped = make_samples([row], annotations, coords=options.coords)

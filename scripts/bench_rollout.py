@@ -3,26 +3,30 @@
     python scripts/bench.py rollout                        # SmolLM2-135M
     python scripts/bench.py rollout --model embedded_vl
 
-The same prompts, numbers and lengths; variants take turns. `generate_batch` is transformers'
-continuous batching: it takes token ids alone, so that prompts with pictures are left out of it.
+The same prompts, numbers and lengths; variants take turns; timings of an earlier run on the same
+terms that lie under --out count in. `generate_batch` is transformers' continuous batching. It takes
+token ids alone, and would read the places of pictures as words. Left to itself it takes most of the
+machine's memory for its cache, and half a minute to do so on CPU: it gets room for what comes.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from bench_step import bench_parser, encoded, machine, make_state, write_json
+from bench_step import encoded, make_state
+from bench_timings import Timings, bench_parser, report_of, table, write
 from rich.console import Console
-from rich.table import Table
-from transformers import GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from dopd_vlm.encode import EncodedPrompt, pad_prompts
-from dopd_vlm.features import picture_inputs
+from dopd_vlm.features import StepFeatures, picture_inputs
 from dopd_vlm.models import Policy
 from dopd_vlm.step import roll_out
+
+PAGE = 256
+"""Tokens of a sequence's keys and values that `generate_batch` keeps together."""
 
 
 def main(argv: list[str]) -> None:
@@ -31,33 +35,36 @@ def main(argv: list[str]) -> None:
     args.micro = 8
     torch.set_num_threads(args.threads)
     disable_progress_bar()
-    report = {"machine": machine(args), "variants": bench_rollout(args)}
-    Console(width=120).print(table(report["variants"]))
-    write_json(args, "rollout", report)
+    report = write(args, "rollout", report_of(args, *bench_rollout(args)))
+    Console(width=140).print(table(report, "seconds of sampling", ("rollout",), "generate"))
 
 
-def bench_rollout(args: argparse.Namespace) -> dict[str, dict]:
-    """{variant: {tokens, seconds}} or {variant: {error}}."""
+def bench_rollout(args: argparse.Namespace) -> tuple[Timings, dict[str, str]]:
+    """Seconds of each variant, one entry a timed call, and why what has none has none."""
     state = make_state(args, "opd")
     samples = encoded(args, state)
     prompts = [sample.prompts["plain"] for sample in samples]
     listed = [prompt for prompt in prompts for _ in range(args.generations)]
     variants: dict[str, Callable[[], int]] = {
-        "ours": lambda: sum(len(r.completion_ids) for r in roll_out(state, samples)),
+        "ours": lambda: sum(
+            len(r.completion_ids) for r in roll_out(state, samples, StepFeatures())
+        ),
         "generate": lambda: by_generate(state.student, listed, args.tokens),
         "generate_batch": lambda: by_generate_batch(state.student, listed, args.tokens),
     }
+    failed: dict[str, str] = {}
     if any(prompt.pictures for prompt in prompts):
         del variants["generate_batch"]
-    found: dict[str, dict] = {name: {"tokens": 0, "seconds": []} for name in variants}
+        failed["generate_batch"] = "takes no pictures"
+    timings: Timings = {name: [] for name in variants}
     for repeat in range(args.repeats + 1):
         for name, call in variants.items():
             start = time.perf_counter()
             tokens = call()
+            seconds = time.perf_counter() - start
             if repeat:
-                found[name]["seconds"].append(time.perf_counter() - start)
-                found[name]["tokens"] = tokens
-    return found
+                timings[name].append({"rollout": seconds, "tokens": float(tokens)})
+    return timings, failed
 
 
 def settings(policy: Policy, num_tokens: int) -> GenerationConfig:
@@ -86,27 +93,16 @@ def by_generate(policy: Policy, prompts: list[EncodedPrompt], num_tokens: int) -
 
 
 def by_generate_batch(policy: Policy, prompts: list[EncodedPrompt], num_tokens: int) -> int:
-    """Tokens that transformers' continuous batching sampled."""
+    """Tokens that transformers' continuous batching sampled, with their log-probs, as ours has them."""
+    lengths = [len(prompt.input_ids) for prompt in prompts]
     outputs = policy.model.generate_batch(  # type: ignore[operator]
         inputs=[prompt.input_ids.tolist() for prompt in prompts],
         generation_config=settings(policy, num_tokens),
+        continuous_batching_config=ContinuousBatchingConfig(
+            page_size=PAGE,
+            num_blocks=sum(-(-(length + num_tokens) // PAGE) for length in lengths) + 1,
+            max_batch_tokens=sum(lengths),
+            return_logprobs=True,
+        ),
     )
     return sum(len(output.generated_tokens) for output in outputs.values())
-
-
-def table(variants: dict[str, dict]) -> Table:
-    """Median seconds and tokens per second."""
-    made = Table(title="sampling, medians")
-    for column in ("variant", "tokens", "seconds", "min..max", "tokens/s"):
-        made.add_column(column, justify="left" if column == "variant" else "right")
-    for name, found in variants.items():
-        seconds = found["seconds"]
-        median = statistics.median(seconds)
-        made.add_row(
-            name,
-            str(found["tokens"]),
-            f"{median:.2f}",
-            f"{min(seconds):.2f}..{max(seconds):.2f}",
-            f"{found['tokens'] / median:.1f}",
-        )
-    return made

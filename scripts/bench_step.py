@@ -1,31 +1,32 @@
 """`bench.py step`: seconds per phase of whole optimizer steps, ours and those of TRL's trainer.
 
     python scripts/bench.py step                          # SmolLM2-135M, opd and dopd against TRL
-    python scripts/bench.py step --model embedded_vl --repeats 5
+    python scripts/bench.py step --model embedded_vl --repeats 5 --tokens 48 --micro 64
     python scripts/bench.py step --variants dopd --repeats 1 --profile runs/bench/trace.json
 
-All variants see the same prompts, batch, completion lengths, micro-batches and teacher. They take
-turns inside one process and each step is timed; the table gives medians. Completions never end
+A variant is a method of ours; `opd_full_kl`, ours with TRL's loss, the reverse KL over the whole
+vocabulary; either followed by `-pixels`, where every forward takes its pictures through the vision
+tower itself; or `trl`. All see the same prompts, batch, completion lengths, micro-batches and
+teacher. They take turns inside one process and each step is timed; the table gives medians, and
+timings of an earlier run on the same terms that lie under --out count in. Completions never end
 before --tokens, so that tokens per second compare equal work; --natural lets them end.
 """
 
 import argparse
-import json
-import platform
-import statistics
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 import build
 import torch
 from accelerate import Accelerator
+from bench_timings import MODELS, Timings, bench_parser, report_of, table, write
 from rich.console import Console
-from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from dopd_vlm.assembly import build_state
+from dopd_vlm.assembly import build_state, configured_method
 from dopd_vlm.config import (
     MethodConfig,
     ModelConfig,
@@ -34,69 +35,40 @@ from dopd_vlm.config import (
     RunConfig,
     read_config,
 )
+from dopd_vlm.methods import VANILLA, uniform
 from dopd_vlm.models import Policy
 from dopd_vlm.state import EncodedSample, TrainState, encode_sample
 from dopd_vlm.step import Clock, train_step
 
 RECIPES = Path(__file__).parent / "recipes"
-MODELS = {"smollm2": "demo_text", "embedded_text": "demo_text", "embedded_vl": "demo"}
-"""Model -> recipe that gives the prompts."""
-SMOLLM2 = Path("~/.cache/dopd_vlm/smollm2-135m-instruct").expanduser()
 PHASES = ("rollout", "score", "loss", "step")
 TEACHER_NOISE = 0.02
 """SmolLM2's teacher is the student plus noise of this share of each weight's spread: one model would have no gap."""
+FULL_KL, PIXELS = "opd_full_kl", "-pixels"
 
 
 def main(argv: list[str]) -> None:
     """Parses and measures."""
     parser = bench_parser("bench.py step", __doc__)
     add = parser.add_argument
-    add("--variants", nargs="+", default=["opd", "dopd", "trl"], help="methods of ours, and trl")
+    variants = ["opd", FULL_KL, "dopd", "trl"]
+    add("--variants", nargs="+", default=variants, help=f"default: {' '.join(variants)}")
     add("--micro", type=int, default=8, help="sequences per forward and backward")
     add("--profile", type=Path, help="write a torch profiler trace of one step of each of ours")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     disable_progress_bar()
-    report = bench_step(args)
-    Console(width=140).print(table(report))
-    write_json(args, "step", report)
+    report = write(args, "step", report_of(args, bench_step(args), {}))
+    Console(width=140).print(table(report, "seconds per optimizer step", PHASES, "trl"))
 
 
-def bench_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """What `step` and `rollout` are both told."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add = parser.add_argument
-    add("--model", choices=list(MODELS), default="smollm2")
-    add("--prompts", type=int, default=16, help="prompts a step")
-    add("--generations", type=int, default=4, help="completions a prompt")
-    add("--tokens", type=int, default=64, help="longest completion")
-    add("--repeats", type=int, default=3, help="timings of each variant, after one untimed")
-    add("--threads", type=int, default=2, help="CPU threads")
-    add("--natural", action="store_true", help="let completions end at EOS")
-    add("--smollm2", type=Path, default=SMOLLM2, help="the folder scripts/make_smollm2.py made")
-    add("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON")
-    return parser
-
-
-def write_json(args: argparse.Namespace, name: str, report: dict) -> None:
-    """OUT/NAME_MODEL.json, and where it lies."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{name}_{args.model}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{json.dumps(report['machine'])}\nwritten: {path}")
-
-
-def bench_step(args: argparse.Namespace) -> dict:
+def bench_step(args: argparse.Namespace) -> Timings:
     """Seconds per phase of every variant, one list entry a timed step."""
     ours = [name for name in args.variants if name != "trl"]
-    runs: dict[str, Callable[[], dict[str, float]]] = {}
-    for name in ours:
-        state = make_state(args, name)
-        samples = encoded(args, state)
-        runs[name] = lambda state=state, samples=samples: our_step(state, samples)
-    steps: dict[str, list[dict[str, float]]] = {name: [] for name in args.variants}
+    state = make_state(args, "dopd")
+    samples = encoded(args, state)
+    runs = {name: runner(variant_of(state, name), samples, name) for name in ours}
+    steps: Timings = {name: [] for name in args.variants}
 
     def round_of_ours() -> None:
         for name, run in runs.items():
@@ -105,19 +77,14 @@ def bench_step(args: argparse.Namespace) -> dict:
     if "trl" in args.variants:
         from bench_trl import trl_steps
 
-        state = make_state(args, "opd")
-        steps["trl"] = trl_steps(args, state, encoded(args, state), before_each=round_of_ours)
+        steps["trl"] = trl_steps(args, make_state(args, "opd"), samples, before_each=round_of_ours)
     else:
         for _ in range(args.repeats + 1):
             round_of_ours()
     if args.profile:
         for name, run in runs.items():
             profile(run, args.profile.with_stem(f"{args.profile.stem}_{name}"))
-    return {
-        "machine": machine(args),
-        "settings": {k: v for k, v in vars(args).items() if isinstance(v, int | str | list)},
-        "steps": {name: timed[1:] for name, timed in steps.items()},
-    }
+    return {name: timed[1:] for name, timed in steps.items()}
 
 
 def recipe(args: argparse.Namespace, method: str) -> RunConfig:
@@ -137,7 +104,7 @@ def recipe(args: argparse.Namespace, method: str) -> RunConfig:
 
 
 def make_state(args: argparse.Namespace, method: str) -> TrainState:
-    """Models and optimizer of one variant."""
+    """Models and optimizer."""
     state = build_state(recipe(args, method), Accelerator(cpu=True), Path("runs/bench"))
     if args.model == "smollm2" and state.teacher is not None:
         add_noise_(state.teacher)
@@ -145,6 +112,46 @@ def make_state(args: argparse.Namespace, method: str) -> TrainState:
         for policy in (state.student, state.teacher):
             never_end_(policy)
     return state
+
+
+def variant_of(state: TrainState, name: str) -> TrainState:
+    """The same models and optimizer under the variant's method.
+
+    Raises ValueError for a name that is none.
+    """
+    name = name.removesuffix(PIXELS)
+    if name == FULL_KL:
+        return replace(state, method=uniform(name, replace(VANILLA, top_k=None)), self_target=None)
+    config = replace(state.config, method=MethodConfig(name=name))
+    method = configured_method(config)
+    return replace(
+        state,
+        config=config,
+        method=method,
+        teacher=state.teacher if method.needs_teacher else None,
+        self_target=state.student if method.needs_self_target else None,
+    )
+
+
+def runner(
+    state: TrainState, samples: list[EncodedSample], name: str
+) -> Callable[[], dict[str, float]]:
+    """One step of the variant at each call: seconds per phase, completion tokens, regime shares."""
+
+    def run() -> dict[str, float]:
+        clock = Clock()
+        with without_features() if name.endswith(PIXELS) else contextlib.nullcontext():
+            output = train_step(state, samples, clock)
+        state.step += 1
+        shares = {k: v for k, v in output.metrics.items() if k.startswith("share/")}
+        return {**clock.seconds, "tokens": output.metrics["count/completion_tokens"], **shares}
+
+    return run
+
+
+def without_features() -> contextlib.AbstractContextManager[object]:
+    """Where each forward takes its pictures through the tower."""
+    return patch("dopd_vlm.features.can_share_features", return_value=False)
 
 
 def add_noise_(policy: Policy) -> None:
@@ -173,55 +180,14 @@ def encoded(args: argparse.Namespace, state: TrainState) -> list[EncodedSample]:
     return [encode_sample(state, samples[i]) for i in range(args.prompts)]
 
 
-def our_step(state: TrainState, samples: list[EncodedSample]) -> dict[str, float]:
-    """Seconds per phase and the number of completion tokens of one step."""
-    clock = Clock()
-    output = train_step(state, samples, clock)
-    state.step += 1
-    shares = {k: v for k, v in output.metrics.items() if k.startswith("share/")}
-    return {**clock.seconds, "tokens": output.metrics["count/completion_tokens"], **shares}
-
-
 def profile(run: Callable[[], object], path: Path) -> None:
-    """A Chrome trace of one call, and its costliest operators on the console."""
+    """A Chrome trace of one call, and its phases and costliest operators on the console."""
     with torch.profiler.profile() as profiler:
         run()
     path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))
-    print(f"{path}\n{profiler.key_averages().table(sort_by='self_cpu_time_total', row_limit=15)}")
-
-
-def table(report: dict) -> Table:
-    """Median seconds per phase, tokens per second and their ratio to TRL's."""
-    made = Table(title="seconds per optimizer step, medians")
-    for column in ("variant", *PHASES, "total", "min..max", "tokens/s", "x TRL"):
-        made.add_column(column, justify="left" if column == "variant" else "right")
-    speeds = {name: speed(steps) for name, steps in report["steps"].items()}
-    for name, steps in report["steps"].items():
-        phases = {p: statistics.median(s.get(p, 0.0) for s in steps) for p in PHASES}
-        totals = [sum(s.get(p, 0.0) for p in PHASES) for s in steps]
-        ratio = f"{speeds[name] / speeds['trl']:.2f}" if "trl" in speeds else "-"
-        made.add_row(
-            name,
-            *(f"{value:.3f}" for value in phases.values()),
-            f"{statistics.median(totals):.3f}",
-            f"{min(totals):.2f}..{max(totals):.2f}",
-            f"{speeds[name]:.1f}",
-            ratio,
-        )
-    return made
-
-
-def speed(steps: list[dict[str, float]]) -> float:
-    """Completion tokens per second of the median step."""
-    return statistics.median(s["tokens"] / sum(s.get(p, 0.0) for p in PHASES) for s in steps)
-
-
-def machine(args: argparse.Namespace) -> dict:
-    """What the numbers depend on."""
-    names = ("torch", "transformers", "trl")
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "threads": args.threads,
-        **{name: version(name) for name in names},
-    }
+    found = profiler.key_averages()
+    print(f"{path}\n{found.table(sort_by='self_cpu_time_total', row_limit=12)}")
+    for event in found:
+        if event.key.startswith("step/"):
+            print(f"{event.key:14s} {event.cpu_time_total / 1e6:.3f} s")

@@ -1,11 +1,17 @@
 """The embedded scenes: exact places, held-out sprites, and nothing to be had from words alone."""
 
 import math
+import re
+import shlex
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from dopd_vlm.data.annotations import TYPES, forms
 from dopd_vlm.data.embedded import embedded_rows
@@ -13,7 +19,7 @@ from dopd_vlm.data.masks import bounds, decode_runs
 from dopd_vlm.data.pictures import load_picture
 from dopd_vlm.data.scene_pictures import SIZE, Crowd, Item, random_items, render
 from dopd_vlm.data.scene_questions import DIRECTIONS, EXTREMES, MAKERS, QUARTERS
-from dopd_vlm.data.scenes import SceneRows, make_row, puzzle_of
+from dopd_vlm.data.scenes import SPLITS, SceneRows, make_row, puzzle_of
 from dopd_vlm.data.sprites import OPAQUE, cutout, photo, photos, sprites
 from dopd_vlm.data.texts import disclosed
 from dopd_vlm.data.validate import validate
@@ -24,6 +30,8 @@ from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.schemas import to_rows
 from dopd_vlm.prompts import build_prompts
 
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "scripts" / "recipes" / "scenes.yaml"
 SHIPPED = ("test", "shifted")
 CHANCE = 0.25
 
@@ -287,3 +295,37 @@ def test_the_task_counts_letters_and_numbers_by_kind() -> None:
 
     found = evaluate("fake", "scenes", samples=samples, generate=complete)
     assert (found.accuracy, found.n) == (1.0, 20)
+
+
+def laptop_command() -> list[str]:
+    """The embedded models' command in the recipe's header, without `python`."""
+    lines = [line[1:] for line in RECIPE.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(lines).replace("\\\n", " ")
+    (command,) = [line for line in text.splitlines() if "embedded:student_vl" in line]
+    return shlex.split(command, comments=True)[1:]
+
+
+@pytest.mark.slow
+def test_the_recipe_s_laptop_command_trains(tmp_path) -> None:
+    """Two steps of it; that they teach nothing at this scale is written in its header."""
+    done = subprocess.run(
+        [sys.executable, *laptop_command(), f"output_dir={tmp_path}", "optim.max_steps=2",
+         "evaluation.tasks=[]"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 2/2" in done.stdout and (tmp_path / "scenes" / "checkpoint").is_dir()
+    config = yaml.safe_load((tmp_path / "scenes" / "config.yaml").read_text())
+    assert config["data"]["annotations"] == ["boxes"]
+
+
+def test_licences_of_all_parts_are_there() -> None:
+    parts = ROOT / "data" / "assets" / "scenes_parts"
+    attribution = (parts / "ATTRIBUTION.md").read_text()
+    photographs = {path.name for path in parts.glob("*.jpg")}
+    assert photographs == set(re.findall(r"(?m)^\| (\w+\.jpg) \|", attribution))
+    assert photographs == {f"{name}.jpg" for split in SPLITS for name in photos(split)}
+    emoji = (parts / "LICENSE-fluent-emoji.txt").read_text()
+    assert "Copyright (c) Microsoft Corporation." in emoji
+    assert "Copyright (c) 2023 LobeHub" in emoji and "Permission is hereby granted" in emoji
+    assert "CC0 1.0 Universal" in (parts / "LICENSE-CC0-1.0.txt").read_text()

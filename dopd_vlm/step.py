@@ -21,7 +21,7 @@ from dopd_vlm.scores import completion_hidden
 from dopd_vlm.state import EncodedSample, TrainState
 from dopd_vlm.step_metrics import batch_averages, batch_sums, total_of
 from dopd_vlm.targets import MicroBatch, batch_thresholds, score_targets
-from dopd_vlm.types import Rollout, Sample, ViewName
+from dopd_vlm.types import Rollout, Sample
 
 
 class NonFiniteLossError(RuntimeError):
@@ -160,33 +160,6 @@ def completion_text(policy: Policy, rollout: Rollout) -> str:
     text = policy.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
     assert isinstance(text, str)
     return text
-
-
-def greedy_views(
-    state: TrainState, samples: Sequence[EncodedSample], score: Callable[[str, Sample], float]
-) -> dict[str, float]:
-    """probe/<view>_accuracy and probe/<view>_length of the student's greedy completions in both views."""
-    views: tuple[ViewName, ...] = ("plain", "privileged")
-    metrics: dict[str, float] = {}
-    features = StepFeatures()
-    for view in views:
-        with state.accelerator.autocast():
-            rollouts = generate(
-                state.student,
-                [s.prompts[view] for s in samples],
-                max_completion_length=state.config.rollout.max_completion_length,
-                temperature=0.0,
-                batch_size=state.config.rollout.batch_size,
-                features=features,
-            )
-        right = [
-            score(completion_text(state.student, rollout), s.sample)
-            for rollout, s in zip(rollouts, samples, strict=True)
-        ]
-        lengths = [len(rollout.completion_ids) for rollout in rollouts]
-        metrics[f"probe/{view}_accuracy"] = sum(right) / max(1, len(right))
-        metrics[f"probe/{view}_length"] = sum(lengths) / max(1, len(lengths))
-    return metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,9 @@ from dopd_vlm.console import RunView
 from dopd_vlm.models import Policy
 from dopd_vlm.observer import Observer
 from dopd_vlm.prefetch import EncodedStream, num_workers, start_server
+from dopd_vlm.privilege_probe import privilege_probe
 from dopd_vlm.state import EncodedSample, TrainState, encode_sample
-from dopd_vlm.step import Clock, greedy_views, train_step
+from dopd_vlm.step import Clock, train_step
 from dopd_vlm.trackers import check_trackers, start_trackers, stop_trackers
 from dopd_vlm.tracking import Tracker, decoded_samples, memory_metrics, open_run_folder
 from dopd_vlm.types import Sample
@@ -218,16 +219,17 @@ class Loop:
     def probe(self, score_answer: ScoreAnswer) -> dict[str, float]:
         """Greedy accuracy and length of the student in both views on the first training prompts."""
         state, chosen = self.state, []
-        for index in self.probe_rows:
+        accelerator = state.accelerator
+        for index in self.probe_rows[accelerator.process_index :: accelerator.num_processes]:
             try:
                 chosen.append(encode_sample(state, self.samples[index]))
             except ValueError:
                 continue  # batch() records it when its turn comes
-        values = greedy_views(state, chosen, score_answer)
+        values = privilege_probe(state, chosen, score_answer)
         gain = values["probe/privileged_accuracy"] - values["probe/plain_accuracy"]
         if state.step == 0 and state.method.needs_self_target and gain < 0.02:
             self.tracker.say(
-                f"[yellow]warning:[/] on {len(chosen)} training prompts the student is right in "
+                f"[yellow]warning:[/] on {len(self.probe_rows)} training prompts the student is right in "
                 f"{values['probe/privileged_accuracy']:.0%} with privilege and {values['probe/plain_accuracy']:.0%} "
                 "without: a self-target that gains nothing from privilege has nothing to teach. "
                 "Look at the annotations, or use method.name=opd"

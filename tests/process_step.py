@@ -10,6 +10,7 @@ import sys
 import torch
 from test_step import make_rollouts, make_samples, make_state
 
+from dopd_vlm.privilege_probe import privilege_probe
 from dopd_vlm.step import Clock, distil_step
 
 
@@ -31,9 +32,11 @@ def main(out: str, name: str, micro: str, shares: str) -> None:
         )
     )
     rollouts = make_rollouts()[2 * mine.start : 2 * mine.stop]
-    output = distil_step(state, make_samples(state)[mine], rollouts, Clock())
+    samples = make_samples(state)[mine]
+    probe = privilege_probe(state, samples, lambda text, sample: len(text) % 3)
+    output = distil_step(state, samples, rollouts, Clock())
     if accelerator.is_main_process:
-        torch.save({"gradients": caught, "metrics": output.metrics}, out)
+        torch.save({"gradients": caught, "metrics": {**output.metrics, **probe}}, out)
     accelerator.end_training()
 
 

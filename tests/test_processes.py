@@ -35,6 +35,8 @@ def test_one_process_equals_two_of_unequal_and_of_empty_share(name, tmp_path):
             "rollout/length",
             "optim/grad_norm",
             "threshold/gap",
+            "probe/plain_length",
+            "probe/privileged_accuracy",
         ):
             assert parts["metrics"][key] == pytest.approx(whole["metrics"][key], rel=1e-6), key
         for key, grad in whole["gradients"].items():

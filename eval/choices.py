@@ -3,8 +3,10 @@
 The rules, in order; the name of the one that fired is returned for auditing:
     unclosed_think  a <think> that never ends: nothing was answered
     bare            the text is a letter and nothing else
-    declared        the last "answer | option | choice [is] [:] X" that is not called wrong
+    declared        the last "answer | option | choice [is] [:] X" that is not called wrong; "options A,
+                    B and C" is none
     ambiguous       such a declaration that names several letters: "answer: A or B"
+                    (from here on lines that list options, "Option A: x", "(B) y", do not count)
     lead            the text starts with "X) ..." or "X. ..." and no other line does so
     paren           the last letter in parentheses that nothing around it rules out
     tail            the text ends in "so | thus | therefore | hence ... X", no negation between
@@ -12,6 +14,7 @@ The rules, in order; the name of the one that fired is returned for auditing:
     unparsed        none of these
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -41,7 +44,7 @@ NEGATION = re.compile(
 )
 """What turns a clause against the option that it names."""
 NEAR_WORDS = 3
-LETTER, AND = r"[A-J](?![A-Za-z0-9'])", r",\s*and|,\s*or|,|and|or|nor|&|/"
+LETTER, AND = r"[A-J](?!['\u2019]?[A-Za-z0-9])", r",\s*and|,\s*or|,|and|or|nor|&|/"
 LISTED = (
     r"\(([A-J])\)[ \t]*([^\n(]+)",
     r"^[ \t]*([A-J])[.):][ \t]*(\S[^\n]*)",
@@ -82,11 +85,11 @@ def extract_choices(text: str, choices: Mapping[str, str]) -> tuple[frozenset[st
         return _set(answer, choices), "bare"
     declared = [
         match[1]
-        for match in re.finditer(rf"{CUE}{LINK}({several})(?![A-Za-z0-9'])", answer)
+        for match in re.finditer(rf"{CUE}{LINK}({several})(?!['\u2019]?[A-Za-z0-9])", answer)
         if not _is_declaration_ruled_out(answer, match.start(), match.end(1))
     ]
     if declared:
-        last = rf"{re.escape(declared[-1])}\s*or\s+{item}(?![A-Za-z0-9'])"
+        last = rf"{re.escape(declared[-1])}\s*or\s+{item}(?!['\u2019]?[A-Za-z0-9])"
         if re.search(rf"{CUE}{LINK}{last}", answer):
             return None, "ambiguous"
         return _set(declared[-1], choices), "declared"
@@ -116,7 +119,8 @@ def options_in(question: str) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """`\\boxed{X}` as a declaration, and no markup."""
+    """`\\boxed{X}` and `<answer>X</answer>` as declarations, and no markup."""
+    text = re.sub(r"<answer>(.*?)</answer>", r" answer is \1 ", text, flags=re.DOTALL)
     text = re.sub(
         r"\\boxed\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}|([^{}]*))\s*\}",
         lambda match: f" answer is {match[1] or match[2] or ''} ",
@@ -125,10 +129,24 @@ def _plain(text: str) -> str:
     return re.sub(r"[*_`$]", "", text).strip()
 
 
+def _list_items(text: str, choices: Mapping[str, str]) -> list[range]:
+    """Places of lines that list options, as `- Option A: x` or `(A) x`: two or more in a row."""
+    letter = _any(choices)
+    start = r"^[ \t]*(?:[-\u2022][ \t]*)?"
+    item = rf"{start}(?:(?i:options?|choices?)[ \t]+\(?({letter})(?!\w)|\(?({letter})[).:](?!\w))"
+    found = [(m.span(), m[1] or m[2]) for m in re.finditer(item, text, re.MULTILINE)]
+    follows = [ord(b[1]) == ord(a[1]) + 1 for a, b in itertools.pairwise(found)]
+    follows = [False, *follows, False]
+    in_row = [before or after for before, after in itertools.pairwise(follows)]
+    return [range(*span) for (span, _), is_item in zip(found, in_row, strict=False) if is_item]
+
+
 def _extract(text: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
     bare = re.fullmatch(rf"\(?\s*({_any(choices, lower=True)})\s*[).:]?", text)
     if bare:
         return bare[1].upper(), "bare"
+    for item in _list_items(text, choices):
+        text = text[: item.start] + "\n" * len(item) + text[item.stop :]
     found = _declared(text, choices)
     if found is not None:
         return found
@@ -140,11 +158,12 @@ def _extract(text: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
 
 
 def _declared(text: str, choices: Mapping[str, str]) -> tuple[str | None, str] | None:
-    pattern = rf"{CUE}{LINK}\(?({_any(choices)})(?![A-Za-z0-9'])"
+    pattern = rf"{CUE}{LINK}\(?({_any(choices)})(?!['\u2019]?[A-Za-z0-9])"
     found = [
         match
         for match in re.finditer(pattern, text)
         if not _is_pronoun(match[1], text[match.end() :])
+        and not _is_listing(match[0], text[match.end() :])
         and not _is_declaration_ruled_out(text, match.start(), match.end())
     ]
     if not found:
@@ -153,7 +172,7 @@ def _declared(text: str, choices: Mapping[str, str]) -> tuple[str | None, str] |
     last = found[-1]
     rest = text[last.end() :]
     other = re.match(
-        rf"\)?\s*(?:\bor\b|\band\b|/|,|&)\s*\(?({_any(choices)})(?![A-Za-z0-9'])", rest
+        rf"\)?\s*(?:\bor\b|\band\b|/|,|&)\s*\(?({_any(choices)})(?!['\u2019]?[A-Za-z0-9])", rest
     )
     if other and not _is_pronoun(other[1], rest[other.end() :]):
         return None, "ambiguous"
@@ -238,6 +257,12 @@ def _turns(before: str) -> bool:
 
 def _is_pronoun(letter: str, rest: str) -> bool:
     return letter == "I" and re.match(PRONOUN, rest) is None
+
+
+def _is_listing(match: str, rest: str) -> bool:
+    """Whether "options A, B and C" speaks of several, which declares none of them."""
+    is_plural = re.match(r"(?i:answers|options|choices)\b", match) is not None
+    return is_plural and re.match(rf"\)?\s*(?:{AND})\s*\(?{LETTER}", rest) is not None
 
 
 def _after_article(rest: str, choices: Mapping[str, str]) -> str | None:

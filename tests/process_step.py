@@ -8,7 +8,7 @@ SHARES, e.g. 3,0 or 2,1, is how many of the three samples each process takes, in
 import sys
 
 import torch
-from test_step import make_rollouts, make_samples, make_state
+from test_step import UIDS, make_rollouts, make_samples, make_state
 
 from dopd_vlm.privilege_probe import privilege_probe
 from dopd_vlm.step import Clock, distil_step
@@ -33,7 +33,7 @@ def main(out: str, name: str, micro: str, shares: str) -> None:
     )
     rollouts = make_rollouts()[2 * mine.start : 2 * mine.stop]
     samples = make_samples(state)[mine]
-    probe = privilege_probe(state, samples, lambda text, sample: len(text) % 3)
+    probe = privilege_probe(state, samples, lambda _, sample: UIDS.index(sample.uid))
     output = distil_step(state, samples, rollouts, Clock())
     if accelerator.is_main_process:
         torch.save({"gradients": caught, "metrics": {**output.metrics, **probe}}, out)

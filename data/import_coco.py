@@ -1,6 +1,7 @@
 """Detection and grounding data sets on COCO pictures -> our rows."""
 
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,13 @@ def from_coco(source: Path, question: str) -> Iterator[Row]:
             if entry.get("segmentation"):
                 area = {"segmentation": entry["segmentation"], "label": label}
                 of_image["masks"].append(area)
-    images = {image["id"]: image for part in data for image in part["images"]}
+    images = _images([image for part in data for image in part["images"]])
+    strays = sum(len(kinds[kind]) for name, kinds in found.items() if name not in images
+                 for kind in ("boxes", "captions", "crowds"))  # fmt: skip
+    if strays:
+        warnings.warn(
+            f"{source}: {strays} annotations of unlisted pictures are left out", stacklevel=2
+        )
     for name, image in images.items():
         kinds = {kind: list(values) for kind, values in found[name].items()}
         crowds = len(kinds.pop("crowds", []))
@@ -55,6 +62,19 @@ def from_coco(source: Path, question: str) -> Iterator[Row]:
             "annotations": kinds,
             "meta": {"source": "coco", **({"crowds": crowds} if crowds else {})},
         }
+
+
+def _images(entries: Sequence[Mapping[str, Any]]) -> dict[Any, Mapping[str, Any]]:
+    """The pictures by id; ValueError for an id of two files, whose annotations cannot be told apart."""
+    found: dict[Any, Mapping[str, Any]] = {}
+    for entry in entries:
+        first = found.setdefault(entry["id"], entry)
+        if first["file_name"] != entry["file_name"]:
+            raise ValueError(
+                f"image id {entry['id']!r} is both {first['file_name']!r} and {entry['file_name']!r}; "
+                "ids must be unique"
+            )
+    return found
 
 
 def from_refcoco(source: Path, question: str) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -251,6 +252,71 @@ def test_what_passes_by_itself_is_repeated(folder) -> None:
     assert (outcome.kept, outcome.progress.num_repeats) == (6, 5)
 
 
+WELL = "well"
+ENDINGS = {
+    # what the endpoint does to a row's first request: how the row ends
+    WELL: "kept",
+    "prose": "no JSON",
+    "half a JSON": "no JSON",
+    "refusal": "no JSON",
+    "refused by its model": "no JSON",
+    "other form": "form",
+    "outside": "place",
+    "cut": "cut",
+    "rejected": "rejected",
+    "slow once": "kept",
+    "busy once": "kept",
+    "no body once": "kept",
+}
+
+
+def misbehaving(way, tries):
+    """(status, body) of the `tries`th reply to a row's first pass."""
+    if way.endswith("once"):
+        if tries > 1:
+            return 200, chat(BOXES)
+        time.sleep(0.25 if way == "slow once" else 0)
+        return {"busy once": (503, "busy"), "no body once": (200, "{")}.get(way, (200, chat(BOXES)))
+    refusal = chat(None)
+    refusal["choices"][0]["message"]["refusal"] = "I cannot help with that."
+    return {
+        WELL: (200, chat(BOXES)),
+        "prose": (200, chat("There is a cup.")),
+        "half a JSON": (200, chat(BOXES[:30])),
+        "refusal": (200, chat("I'm sorry, but I can't help with that.")),
+        "refused by its model": (200, refusal),
+        "other form": (200, chat('{"cup": 1}')),
+        "outside": (200, chat('[{"bbox_2d": [1, 2, 3000, 4], "label": "x"}]')),
+        "cut": (200, chat(BOXES, "length")),
+        "rejected": (422, "no"),
+    }[way]
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.sampled_from(sorted(ENDINGS)), min_size=6, max_size=6))
+def test_whatever_an_endpoint_does_every_row_has_its_counted_ending(folder, ways) -> None:
+    tries = Counter()
+
+    def script(body, number):
+        uid, kind = asked_for(body)
+        tries[uid, kind] += 1
+        return (
+            (200, chat(GOOD))
+            if kind == "check"
+            else misbehaving(ways[int(uid[1:])], tries[uid, kind])
+        )
+
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    outcome, _ = run(folder, script, timeout_s=0.15)
+    wanted = Counter(ENDINGS[way] for way in ways)
+    assert (outcome.kept, outcome.pending, outcome.stopped) == (wanted.pop("kept", 0), 0, "")
+    assert outcome.dropped == wanted
+    made = {row["uid"] for row in read_rows(folder / "out")} if outcome.kept else set()
+    assert made | set(dropped(folder / "out")) == {f"r{n}" for n in range(6)}
+
+
 def test_timeouts_are_repeated(folder) -> None:
     def script(body, number):
         if number <= 2:
@@ -372,6 +438,21 @@ def command(folder, url, concurrency=2):
             "--concurrency", str(concurrency), "--price", "1000", "2000"]  # fmt: skip
 
 
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """A command of the script in this process: (exit status, what it printed)."""
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", line[1:])
+        monkeypatch.syspath_prepend(str(SCRIPT.parent))
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        told = capsys.readouterr()
+        return ended.value.code, told.out + told.err
+
+    return run
+
+
 def many_rows(folder, num):
     """More rows about the folder's pictures: r0, r1, ..."""
     row = json.loads((folder / "metadata.jsonl").read_text().splitlines()[0])
@@ -381,7 +462,9 @@ def many_rows(folder, num):
     (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
-def test_a_run_killed_under_many_requests_goes_on_with_nothing_lost_or_repeated(folder) -> None:
+def test_a_run_killed_under_many_requests_goes_on_with_nothing_lost_or_repeated(
+    folder, run_script
+) -> None:
     """Four replies a row; 12 requests at once."""
     many_rows(folder, 20)
     concurrency, total = 12, 80
@@ -412,14 +495,12 @@ def test_a_run_killed_under_many_requests_goes_on_with_nothing_lost_or_repeated(
             file.write(b'{"uid": "r5", "row": "ab')  # as a kill in the middle of a write leaves it
         kept = replies.read_bytes().count(b"\n") - 1
         assert 0 < kept < total and not (folder / "out" / "metadata.jsonl").exists()
-        done = subprocess.run(
-            command(folder, where.url, concurrency), capture_output=True, text=True
-        )
-    assert done.returncode == 0, done.stderr
-    assert "20 rows kept, 0 dropped, 0 still to ask" in done.stdout
-    assert f"this run: {total - kept} replies" in done.stdout
+        status, printed = run_script(command(folder, where.url, concurrency))
+    assert status == 0
+    assert "20 rows kept, 0 dropped, 0 still to ask" in printed
+    assert f"this run: {total - kept} replies" in printed
     # 100 prompt and 10 completion tokens a reply, at 1000 and 2000 a million
-    assert f"cost {(total - kept) * 0.12:.2f}" in done.stdout
+    assert f"cost {(total - kept) * 0.12:.2f}" in printed
     rows = read_rows(folder / "out")
     assert [row["uid"] for row in rows] == [f"r{index}" for index in range(20)]
     assert all(set(row["annotations"]) == {"captions", "boxes", "hints"} for row in rows)
@@ -431,12 +512,9 @@ def test_a_run_killed_under_many_requests_goes_on_with_nothing_lost_or_repeated(
     assert sum(answered.values()) - total <= concurrency
 
 
-def test_the_script_says_what_is_wrong(folder, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", command(folder, "ftp://x")[1:])
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert "must start with http" in capsys.readouterr().err
+def test_the_script_says_what_is_wrong(folder, run_script) -> None:
+    status, told = run_script(command(folder, "ftp://x"))
+    assert status == 2 and "must start with http" in told
 
 
 FRAME = Frame(family="qwen3", size=(200, 100))

@@ -125,6 +125,41 @@ def test_verl_parquet_with_bytes(folder) -> None:
     assert sample.plain.images[0].getpixel((3, 3)) == (255, 0, 0)
 
 
+BAD_COCO = {
+    "half": (b'{"images": [', "cannot be read as JSON"),
+    "not UTF-8": ('{"images": [], "x": "\u00e9"}'.encode("latin-1"), "cannot be read as JSON"),
+    "a list": (b"[]", "not in the format 'coco'"),
+    "no pictures": (b'{"annotations": []}', "not in the format 'coco'.*images"),
+    "no file": (b'{"images": [{"id": 1}]}', "not in the format 'coco'.*file_name"),
+    "no picture's id": (
+        b'{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"bbox": [1, 1, 2, 2]}]}',
+        "not in the format 'coco'.*image_id",
+    ),
+    "an id twice": (
+        b'{"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}]}',
+        "image id 1 is both 'a.png' and 'b.png'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COCO)
+def test_what_is_no_coco_is_told_and_leaves_no_rows(folder, case) -> None:
+    content, message = BAD_COCO[case]
+    (folder / "c.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        import_folder("coco", folder / "c.json", folder / "out", images=folder)
+    assert not (folder / "out" / "metadata.jsonl").exists()
+
+
+def test_coco_annotations_of_unlisted_pictures_are_counted(folder) -> None:
+    boxes = [{"image_id": n, "bbox": [1, 1, 2, 2], "category_id": 1} for n in (1, 7, 7)]
+    data = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": boxes}
+    (folder / "c.json").write_text(json.dumps(data))
+    with pytest.warns(UserWarning, match="2 annotations of unlisted pictures"):
+        written, skipped = import_folder("coco", folder / "c.json", folder / "out", images=folder)
+    assert (written, skipped) == (1, [])
+
+
 def test_vision_opd(folder) -> None:
     data = [{"problem": "<image>hm ?", "images": ["a.png"], "teacher_images": ["b.png"],
              "answer": "B", "extra_info": {}}]  # fmt: skip

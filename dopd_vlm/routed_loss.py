@@ -88,7 +88,8 @@ def routed_loss(
         trim, statistic: see `routing.thresholds`; unused where thresholds are given.
         temperature: divides the logits of all sides in the divergence. Routing compares the
             probabilities of the sampled tokens at temperature 1.
-        chunk_size: rows of logits at a time; None chooses by memory.
+        chunk_size: rows of a buffer of logits; None chooses by memory. There are two, for student
+            and target, and they are one where that is better.
         teacher_scores, privileged_scores: results of `target_scores` with the same temperature,
             `vocab_size` = the smallest of the heads' widths and the method's `teacher_top_k` and
             `self_target_top_k`; None computes them where they are needed.

@@ -72,6 +72,7 @@ def scored(target: Target, method: Method, name: str, tokens: Tokens) -> Target:
         temperature=tokens.softmax.temperature,
         vocab_size=tokens.softmax.width,
         chunk_size=tokens.softmax.chunk_size,
+        buffer=tokens.softmax.buffer,
     )
     return replace(target, scores=scores)
 

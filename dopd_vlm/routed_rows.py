@@ -157,7 +157,7 @@ class _Work:
         needed = sum(_lines(group.route) * len(group.rows) for group in plan.groups)
         # Two buffers in one: rows that need no target's logits have both for themselves.
         size = max(2, min(2 * plan.softmax.rows(num_rows, plan.dtype, device), needed))
-        self.buffer = empty((size, width), dtype=plan.dtype)
+        self.buffer = plan.softmax.buffer.take(size, width, plan.dtype, device)
         is_deep = any(needs_target_logits(g.route) for g in plan.groups if len(g.rows))
         lines = min(size // 2, rows_in_cache(width, plan.dtype, device))
         self.scratch = empty((2 if is_deep else 1, lines, width), dtype=plan.dtype)
@@ -177,6 +177,7 @@ class _Work:
                 first, room = first + len(rows), room - lines * len(rows)
         if chunk:
             self._chunk_(chunk)
+        self.plan.softmax.buffer.free()  # the plan lives until the backward
 
     def _chunk_(self, parts: list[_Part]) -> None:
         plan, head = self.plan, self.plan.head

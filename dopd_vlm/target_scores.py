@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .divergences import top_k_ids
-from .heads import Head, Softmax, as_head, chunk_dtype, logits_, rows_in_cache
+from .heads import Buffer, Head, Softmax, as_head, chunk_dtype, logits_, rows_in_cache
 from .partition import log_sum_outside, partition_of
 
 
@@ -39,6 +39,7 @@ def target_scores(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     chunk_size: int | None = None,
+    buffer: Buffer | None = None,
 ) -> TargetScores:
     """Scores of one target at the valid tokens, in chunks of rows. No gradient.
 
@@ -52,14 +53,17 @@ def target_scores(
         temperature: of the loss; the routing's log-probs are always at temperature 1.
         vocab_size: width of the softmax; the smaller of student's and target's when they are
             padded differently (as routed_loss cuts them). None is V.
-        chunk_size: rows at a time; None chooses by memory.
+        chunk_size: rows of a buffer of logits; None chooses by memory.
+        buffer: memory for the logits, kept for the next call; None is made and freed.
 
     Raises:
         ValueError: a completion id outside the width, temperature <= 0, top_k < 1.
     """
     head = as_head(head, bias).detach()
     width = min(len(head.weight), vocab_size or len(head.weight))
-    softmax = Softmax(width=width, temperature=temperature, chunk_size=chunk_size)
+    softmax = Softmax(
+        width=width, temperature=temperature, chunk_size=chunk_size, buffer=buffer or Buffer()
+    )
     valid = _valid_rows(hidden, completion_ids, mask)
     check_inputs(valid.ids, width, top_k)
     found = _scores_of_rows(valid, head, softmax, min(top_k or 0, width))
@@ -112,9 +116,7 @@ def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> _Ro
     num_rows, new = len(rows.ids), rows.hidden.new_empty
     size, width = softmax.tile(num_rows, dtype, device)
     lines = min(size, rows_in_cache(width, dtype, device))
-    buffers = _Buffers(
-        logits=new(size * width, dtype=dtype), scratch=new(lines * width, dtype=dtype), width=width
-    )
+    scratch = new(lines, width, dtype=dtype)
     found = _RowScores(
         logp=new(num_rows, dtype=dtype),
         loss_logp=new(num_rows, dtype=dtype),
@@ -124,39 +126,27 @@ def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> _Ro
     for start in range(0, num_rows, size):
         at = slice(start, start + size)
         hidden = rows.hidden[rows.positions[at]].to(dtype)
-        part = _scores_of_chunk(hidden, rows.ids[at, None], head, softmax, keep, buffers)
+        part = _scores_of_chunk(hidden, rows.ids[at, None], head, softmax, keep, scratch)
         found.logp[at], found.loss_logp[at] = part.logp, part.loss_logp
         found.top_ids[at], found.top_logp[at] = part.top_ids, part.top_logp
     return found
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Buffers:
-    """Memory for tiles [C, width] of logits, and for lines of them that fit the cache."""
-
-    logits: Tensor
-    scratch: Tensor
-    width: int
-
-    def tile(self, rows: int, width: int) -> tuple[Tensor, Tensor]:
-        """A tile of that size, and lines of its width."""
-        lines = len(self.scratch) // self.width
-        tile = self.logits[: rows * width].view(rows, width)
-        return tile, self.scratch[: lines * width].view(lines, width)
-
-
 def _scores_of_chunk(
-    hidden: Tensor, ids: Tensor, head: Head, softmax: Softmax, keep: int, buffers: _Buffers
+    hidden: Tensor, ids: Tensor, head: Head, softmax: Softmax, keep: int, scratch: Tensor
 ) -> _RowScores:
-    """Scores of C rows in float64, tile by tile of the vocabulary.  hidden: [C, H], ids: [C, 1]"""
+    """Scores of C rows in float64, a tile of the vocabulary after the other.
+
+    hidden: [C, H], ids: [C, 1], scratch: [L, width of a tile].
+    """
     picked, found = hidden.new_empty(len(hidden), 1), None
-    for first in range(0, softmax.width, buffers.width):
-        width = min(buffers.width, softmax.width - first)
-        logits, scratch = buffers.tile(len(hidden), width)
+    for first in range(0, softmax.width, scratch.shape[1]):
+        width = min(scratch.shape[1], softmax.width - first)
+        logits = softmax.buffer.take(len(hidden), width, hidden.dtype, hidden.device)
         logits_(hidden, head, logits, first)
         at = (ids - first).clamp(0, width - 1)
         torch.where(ids - first == at, logits.gather(-1, at), picked, out=picked)
-        tile = _tile_(logits, first, softmax.temperature, keep, scratch)
+        tile = _tile_(logits, first, softmax.temperature, keep, scratch[:, :width])
         found = tile if found is None else _join(found, tile, keep)
     assert found is not None
     part = partition_of(found.top, found.log_rest)

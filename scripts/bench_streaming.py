@@ -5,15 +5,14 @@
     python scripts/bench.py streaming parquet 200000 --what read    # a shuffled pass, no training
 
 `train` runs scripts/train.py for a few steps on 20 rows and on all of them; the difference of
-their peaks is what the set costs. `read` makes every row once; memory is shown in parts of the
-pass, where a thing that grows with the rows read would show. The set is deleted unless --folder
+their peaks is what the set costs. `read` makes every row, or --reads of them, once; memory is shown
+in parts of the pass, where a thing that grows with the rows read would show. The set is deleted unless --folder
 names a place for it.
 """
 
 import argparse
 import io
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -22,6 +21,8 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,8 @@ def trained(source: Path, workers: int) -> dict[str, int]:
     ]  # fmt: skip
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    first_step, peak, of_workers = 0.0, {"rss": 0, "anonymous": 0}, 0
-    while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+    first_step, peak, of_workers = 0.0, {"peak": 0, "anonymous": 0}, 0
+    while process.poll() is None:
         time.sleep(0.05)
         if not first_step and "loss" in _text(out / "run" / "metrics.jsonl"):
             first_step = time.perf_counter() - start
@@ -152,11 +153,11 @@ def trained(source: Path, workers: int) -> dict[str, int]:
         peak = {name: max(value, now.get(name, 0)) for name, value in peak.items()}
         of_workers = max(of_workers, _workers(process.pid))
     shutil.rmtree(out)
-    if ended[1]:
+    if process.returncode:
         raise RuntimeError(f"training on {source} failed: {process.stderr.read().decode()[-2000:]}")
     return {
         "first_step_s": round(first_step),
-        "peak_mib": ended[2].ru_maxrss // 1024,
+        "peak_mib": peak["peak"] // MIB,
         "anonymous_mib": peak["anonymous"] // MIB,
         "workers_mib": of_workers // MIB,
     }
@@ -167,13 +168,13 @@ def _text(path: Path) -> str:
 
 
 def resident(pid: int | str) -> dict[str, int]:
-    """Resident bytes of a process, empty once it ended: all, and the part that is no mapped file."""
+    """Resident bytes of a process, empty once it ended: all, what is no mapped file, the highest."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return {}
     lines = dict(line.split(":", 1) for line in status.splitlines())
-    names = {"rss": "VmRSS", "anonymous": "RssAnon"}
+    names = {"rss": "VmRSS", "anonymous": "RssAnon", "peak": "VmHWM"}
     return {n: int(lines[key].split()[0]) * 1024 for n, key in names.items() if key in lines}
 
 
@@ -187,28 +188,31 @@ def _workers(pid: int) -> int:
 
 
 def read_cost(source: Path, num_rows: int) -> dict[str, Any]:
-    """Every row made into a sample, shuffled: rows a second, MiB over a pass over FEW rows."""
+    """`num_rows` rows made into samples, shuffled: rows a second, MiB over a pass over FEW rows."""
     # Not above: it loads the evaluation too, which making a set does not need.
     from build import training_samples
 
-    def passed(path: Path, count: int) -> tuple[float, list[int]]:
+    def passed(path: Path, count: int) -> tuple[float, dict[str, list[int]]]:
         samples = training_samples(DataConfig(train=str(path), annotations=[("boxes", "both")]))
-        found, start = [], time.perf_counter()
+        found: dict[str, list[int]] = {"rss": [], "anonymous": []}
+        start = time.perf_counter()
         for done, row in enumerate(row_order(len(samples), 0, 0, count), start=1):
             assert samples[row].plain.images
             if done % max(1, count // PARTS) == 0:
-                found.append(resident("self")["rss"] // MIB)
+                now = resident("self")
+                found = {name: [*mib, now[name] // MIB] for name, mib in found.items()}
         return time.perf_counter() - start, found
 
     few = source.parent / "few"
     few.mkdir(exist_ok=True)
-    before = passed(make_set("jsonl", few, FEW), FEW)[1][-1]
+    _, before = passed(make_set("jsonl", few, FEW), FEW)
     start = time.perf_counter()
     seconds, found = passed(source, num_rows)
     return {
+        "over_peak_mib": resident("self")["peak"] // MIB - before["rss"][-1],
         "open_s": round(time.perf_counter() - start - seconds, 1),
         "rows_per_s": round(num_rows / seconds),
-        "over_rss_mib": [mib - before for mib in found],
+        **{f"over_{n}_mib": [m - before[n][-1] for m in mib] for n, mib in found.items()},
     }
 
 
@@ -223,6 +227,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("rows", type=int)
     parser.add_argument("--what", choices=("train", "read"), default="train")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--reads", type=int, help="rows of the pass; all without it")
     parser.add_argument("--folder", type=Path, help="keeps the set here, or takes the one it holds")
     args = parser.parse_args(argv)
     folder = args.folder or Path(tempfile.mkdtemp(prefix="streaming-"))
@@ -230,11 +235,13 @@ def main(argv: list[str]) -> None:
     try:
         if not source.exists():
             (folder / "set").mkdir(parents=True)
-            make_set(args.kind, folder / "set", args.rows)
+            # In a process of its own, whose memory is not that of the pass.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                pool.submit(make_set, args.kind, folder / "set", args.rows).result()
         found = (
             train_cost(source, args.rows, args.workers)
             if args.what == "train"
-            else read_cost(source, args.rows)
+            else read_cost(source, args.reads or args.rows)
         )
         print(json.dumps({"kind": args.kind, "rows": args.rows, **found}))
     finally:

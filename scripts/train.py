@@ -1,12 +1,13 @@
 """Distil a student from a privileged teacher.
 
-    python scripts/train.py RECIPE [section.field=value ...] [--dry-run | --memory]
+    python scripts/train.py RECIPE [section.field=value ...] [--dry-run | --memory[=GIB]]
     torchrun --nproc_per_node N scripts/train.py RECIPE ...        # or accelerate launch
     python scripts/train.py --help                                 # every field of a recipe
 
 --dry-run resolves the recipe, checks the rows, shows the first prompts and says what would happen;
 it loads no model and needs no GPU.
---memory predicts the peak memory of each phase of a step and says whether it fits; it loads no weights.
+--memory predicts the peak memory of each phase of a step and says whether it fits this machine, or a
+GPU of GIB; it loads no weights, and for the paper's models it needs no network.
 """
 
 import logging
@@ -38,14 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     modes = {"--dry-run": show, "--memory": show_memory}
     mode = next((modes[a] for a in arguments if a in modes), run)
-    recipe, *overrides = [a for a in arguments if a not in modes]
+    asked = next((a for a in arguments if a.startswith("--memory=")), None)
+    recipe, *overrides = [a for a in arguments if a not in modes and a != asked]
     disable_progress_bar()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}"
     logging.captureWarnings(True)
     try:
         config = read_config(recipe, overrides)
-        return mode(config, console)
+        return mode(config, console) if asked is None else show_memory(config, console, gpu(asked))
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2
@@ -57,10 +59,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def gpu(asked: str) -> float:
+    """GiB of --memory=GIB. Raises ValueError for no positive number."""
+    try:
+        size = float(asked.removeprefix("--memory="))
+    except ValueError:
+        size = 0.0
+    if size <= 0:
+        raise ValueError(
+            f"{asked}: the size of a GPU in GiB is a number above 0, as in --memory=80"
+        )
+    return size
+
+
 def show(config: RunConfig, console: Console) -> int:
     """What a run would do: config, method, rows and the first row's prompts in both views."""
     method = configured_method(config)
-    samples = training_samples(config.data, resize=resizer(resolved(config)))
+    with console.status("finding where the rows lie"):
+        samples = training_samples(config.data, resize=resizer(resolved(config)))
     good, problems = good_rows(samples, config.data.validate_rows, console)
     pprint(config, console=console, expand_all=True)
     pprint(method, console=console)
@@ -88,7 +104,8 @@ def show(config: RunConfig, console: Console) -> int:
 def run(config: RunConfig, console: Console) -> int:
     """Evaluate, distil, evaluate, and print the table."""
     recipe, config = config, resolved(config)
-    samples = training_samples(config.data, resize=resizer(config))
+    with console.status("finding where the rows lie"):
+        samples = training_samples(config.data, resize=resizer(config))
     good, problems = good_rows(samples, config.data.validate_rows, console)
     if not good:
         raise ValueError(f"no row of {config.data.train!r} can be used: {'; '.join(problems[:3])}")

@@ -13,6 +13,7 @@ from .results import Results, privilege_gap
 from .stats import paired_difference
 
 VIEW_COLOURS: dict[ViewName, str] = {"plain": SERIES[0], "privileged": SERIES[4]}
+SYMBOLS = ("diamond", "circle", "cross", "triangle-up")
 TWO_SIDED_95 = 1.96
 LINE_PX = 26
 """Height of one bar of a horizontal plot."""
@@ -31,7 +32,7 @@ class EvaluationFigure(Figure):
 
 
 def score_figure(results: Sequence[Results]) -> EvaluationFigure:
-    """Every task's score in both views with standard errors; published numbers as diamonds."""
+    """Every task's score in both views with standard errors; published numbers as points."""
     data = [
         _bars(view, [found for found in results if found.view == view], VIEW_COLOURS[view])
         for view in VIEW_COLOURS
@@ -49,7 +50,7 @@ def score_figure(results: Sequence[Results]) -> EvaluationFigure:
             "xaxis": {"type": "category"},
         },
         note="Bars are means over questions, lines one standard error (clustered where questions share a "
-        "picture). Diamonds are published numbers: other models, prompts or decoding, so a "
+        "picture). Points are published numbers: other models, prompts or decoding, so a "
         "reference and no target.",
     )
 
@@ -137,7 +138,7 @@ def _bars(view: ViewName, found: Sequence[Results], colour: str) -> dict[str, An
 
 
 def _references(results: Sequence[Results]) -> list[dict[str, Any]]:
-    """One series a model or method; the colours go round where there are many."""
+    """One series a model or method; where the colours go round, another symbol tells them apart."""
     tasks = {found.name: found.reference for found in results}
     names = dict.fromkeys(who for reference in tasks.values() for who in reference)
     return [
@@ -147,7 +148,11 @@ def _references(results: Sequence[Results]) -> list[dict[str, Any]]:
             "name": who,
             "x": [task for task, reference in tasks.items() if who in reference],
             "y": [reference[who] / 100 for reference in tasks.values() if who in reference],
-            "marker": {"symbol": "diamond", "size": 9, "color": SERIES[(1 + index) % len(SERIES)]},
+            "marker": {
+                "symbol": SYMBOLS[(1 + index) // len(SERIES) % len(SYMBOLS)],
+                "size": 9,
+                "color": SERIES[(1 + index) % len(SERIES)],
+            },
             "hovertemplate": "%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
         }
         for index, who in enumerate(names)

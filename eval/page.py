@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from dopd_vlm.types import Sample
 
 from .examples import KINDS, Example, kind_counts, worst
 from .figures import category_figures, difference_figure, gap_figure, score_figure
-from .report import COMPARE_COLUMNS, cells, common, comparison_lines
+from .report import COMPARE_COLUMNS, PUBLISHED, cells, common, comparison_lines, published
 from .results import Results
 from .store import Record
 
@@ -40,6 +41,8 @@ table.scores{border-collapse:collapse;font-size:.9rem;margin:.5rem 0}
 table.scores td,table.scores th{border:1px solid #ddd;padding:.25rem .5rem;text-align:left;white-space:nowrap}
 table.scores td.number{text-align:right;font-variant-numeric:tabular-nums}
 </style>"""
+NUMBER = re.compile(r"[+-]?\d|-$")
+"""How a cell of a number begins."""
 SMALL_SIDE = 64
 """Pictures below it are enlarged without smoothing."""
 
@@ -87,6 +90,7 @@ def evaluation_page(results: Sequence[Results], examples: Mapping[tuple[str, str
         "Scores": STYLE
         + _table(*cells(results))
         + _second(results)
+        + _published(results)
         + figure_grid([score_figure(results), gap_figure(results)]),
         **({"By category": figure_grid(categories)} if categories else {}),
         "Samples to look at": "".join(
@@ -130,7 +134,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f"<td{' class=number' if place > 1 else ''}>{html.escape(cell)}</td>"
+            f"<td{' class=number' if place and NUMBER.match(cell) else ''}>{html.escape(cell)}</td>"
             for place, cell in enumerate(row)
         )
         + "</tr>"
@@ -147,6 +151,11 @@ def _second(results: Sequence[Results]) -> str:
         for name, value in {**found.pass_at, **found.second}.items()
     ]
     return "<h3>Second metrics</h3>" + _table(("task", "view", "metric", "%"), rows) if rows else ""
+
+
+def _published(results: Sequence[Results]) -> str:
+    columns, lines = published(results)
+    return f"<h3>Published numbers</h3><p>{PUBLISHED}.</p>{_table(columns, lines)}" if lines else ""
 
 
 def _samples(found: Results, chosen: Shown, is_open: bool) -> str:

@@ -14,7 +14,6 @@ COLUMNS = (
     "plain",
     "privileged",
     "gap",
-    "reference",
     "n",
     "unparsed",
     "empty",
@@ -33,16 +32,23 @@ COMPARE_COLUMNS = (
     "only B",
     "p (McNemar)",
 )
+PUBLISHED = (
+    "Published numbers in %: other models, prompts or decoding, so a reference and no target"
+)
 
 
-def table(results: Sequence[Results], title: str = "") -> Table:
-    """One line a task: percent with standard errors in both views, the gap, and the rates."""
-    return _rich(*cells(results), title)
+def tables(results: Sequence[Results], title: str = "") -> list[Table]:
+    """Scores, and beside them published numbers where the tasks have any."""
+    shown = [_rich(*cells(results), title)]
+    columns, lines = published(results)
+    return [*shown, _rich(columns, lines, PUBLISHED)] if lines else shown
 
 
 def markdown(results: Sequence[Results]) -> str:
-    """The same table as Markdown."""
-    return _markdown(*cells(results))
+    """The same tables as Markdown."""
+    columns, lines = published(results)
+    more = f"\n{PUBLISHED}:\n\n{_markdown(columns, lines)}" if lines else ""
+    return _markdown(*cells(results)) + more
 
 
 def comparison_table(a: Sequence[Results], b: Sequence[Results]) -> Table:
@@ -66,6 +72,20 @@ def cells(results: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
     return [COLUMNS[i] for i in kept], [[line[i] for i in kept] for line in found]
 
 
+def published(results: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
+    """(column names, lines): a line a task that has published numbers, its own score first."""
+    tasks: dict[str, Results] = {}
+    for found in results:
+        if found.reference:
+            tasks.setdefault(found.name, found)
+    names = list(dict.fromkeys(who for found in tasks.values() for who in found.reference))
+    lines = [
+        [name, _percent(found.accuracy), *(_number(found.reference.get(who)) for who in names)]
+        for name, found in tasks.items()
+    ]
+    return ["task", "this model", *names], lines
+
+
 def _lines(results: Sequence[Results]) -> list[list[str]]:
     found_lines = []
     for name in dict.fromkeys(found.name for found in results):
@@ -80,7 +100,6 @@ def _lines(results: Sequence[Results]) -> list[list[str]]:
                 _score(plain),
                 _score(privileged),
                 _signed(gap["privilege_gap"], gap["privilege_gap_stderr"]) if gap else "-",
-                _reference(shown[0]),
                 str(shown[0].n),
                 " / ".join(_percent(found.unparsed_rate) for found in shown),
                 " / ".join(_percent(found.empty_rate) for found in shown),
@@ -141,8 +160,8 @@ def _score(found: Results | None) -> str:
     return f"{100 * found.accuracy:.1f}{_error(found.stderr)}"
 
 
-def _reference(found: Results) -> str:
-    return ", ".join(f"{who} {value:g}" for who, value in found.reference.items()) or "-"
+def _number(percent: float | None) -> str:
+    return "-" if percent is None else f"{percent:.1f}"
 
 
 def _signed(value: float, stderr: float) -> str:

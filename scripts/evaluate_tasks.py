@@ -164,7 +164,8 @@ def generation_options(options: argparse.Namespace) -> Mapping[str, Any]:
 def finish(found: Findings, out: Path | None, console: Console) -> None:
     """Print the table and write results.json, report.md and report.html."""
     results = found.results
-    console.print(report.table(results, title=results[0].model))
+    for table in report.tables(results, title=results[0].model):
+        console.print(table)
     if out is None:
         return
     write_results(results, out)

@@ -288,7 +288,16 @@ def test_tables_show_gap_and_comparison(tmp_path: Path) -> None:
     assert "| sums | accuracy | 57.1 +- " in text and "| +28.6 +- " in text
     same = report.comparison_markdown([plain], [plain])
     assert "| +0.0 +- 0.0 | 1 | 0 | 0 | 1 |" in same
-    Console(quiet=True).print(report.table([plain]))
+    assert len(report.tables([plain])) == 1
+    found = dataclasses.replace(plain, settings={"paper": {"Base": 40.0, "Method": 50.5}})
+    other = dataclasses.replace(plain, name="other", settings={"paper": {"Method": 60.0}})
+    lines = report.markdown([found, other, privileged]).splitlines()[-4:]
+    assert lines[0] == "| task | this model | Base | Method |"
+    assert [line.split(" | ")[2:] for line in lines[2:]] == [["40.0", "50.5 |"], ["-", "60.0 |"]]
+    console = Console(width=60)
+    with console.capture() as printed:
+        console.print(*report.tables([found]))
+    assert "50.5" in printed.get()
     with pytest.raises(ValueError, match=r"A has sums \(plain\), B has nothing"):
         report.comparison_markdown([plain], [])
 

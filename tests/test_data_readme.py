@@ -127,7 +127,7 @@ def test_a_new_type_is_one_file_and_one_line_and_is_seen(folder, scripts, capsys
 def test_the_page_s_commands_run_in_a_shell(page, tmp_path) -> None:
     """As a reader would: the python blocks and the shell blocks as processes of their own."""
     site = tmp_path / "site"
-    paths = os.pathsep.join([str(ROOT / ".venv" / "bin"), os.environ["PATH"]])
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PYTHONPATH": str(site), "PATH": paths}
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     python_so_far = ""

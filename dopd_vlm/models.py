@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -129,32 +130,42 @@ def empty_policy(
     *,
     device: str | torch.device,
     trainable: bool,
-    attention: str,
     lora: LoraConfig | None = None,
+    known: tuple[PretrainedConfig, Any] | None = None,
 ) -> Policy:
     """The model's architecture on the meta device: shapes and dtypes as on `device`, no data.
 
-    Reads config and processor alone. Raises ValueError when the folder holds none.
+    Reads config and processor alone, or takes those of `known`. Raises ValueError where there are none.
     """
-    path = _existing(config.path)
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    try:
-        architecture = AutoConfig.from_pretrained(path, **options)
-        processor = AutoProcessor.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot read the config of model {config.path!r}: {error}") from error
+    architecture, processor = known or _described(config, options)
     is_visual = architecture.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     auto = AutoModelForImageTextToText if is_visual else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(
             architecture,
             dtype=model_dtype(config, device, trainable),
-            attn_implementation=attention,
+            # Kernels that are not installed here keep what torch's own fused one keeps.
+            attn_implementation="eager" if config.attention == "eager" else "sdpa",
             **options,
         )
         model.requires_grad_(trainable)
         policy = Policy(model=model.eval(), processor=processor, path=config.path)
         return add_lora(policy, lora) if lora is not None and lora.rank else policy
+
+
+def _described(config: ModelConfig, options: dict[str, Any]) -> tuple[PretrainedConfig, Any]:
+    path = _existing(config.path)
+    try:
+        return (
+            AutoConfig.from_pretrained(path, **options),
+            AutoProcessor.from_pretrained(path, **options),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"cannot read config and processor of model {config.path!r}: {error}. A folder with the "
+            "small files of the checkpoint (config.json, tokenizer, processor; no weights) is enough"
+        ) from error
 
 
 def model_dtype(config: ModelConfig, device: str | torch.device, trainable: bool) -> torch.dtype:

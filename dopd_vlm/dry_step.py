@@ -116,7 +116,9 @@ def dry_run(device: str, vocab_size: int) -> Iterator[LiveBytes]:
 
 def filled(prompts: Mapping[ViewName, Sequence[EncodedPrompt]], count: int) -> list[EncodedSample]:
     """`count` rows of the longest prompt in each view, each with pictures of its own."""
-    longest = {view: max(of, key=lambda p: len(p.input_ids)) for view, of in prompts.items()}
+    longest: dict[ViewName, EncodedPrompt] = {
+        view: max(of, key=lambda p: len(p.input_ids)) for view, of in prompts.items()
+    }
     blank = Sample(uid="", question="", answer="", plain=View(), privileged=View())
     return [
         EncodedSample(

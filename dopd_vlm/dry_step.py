@@ -17,13 +17,13 @@ from torch import nn
 from dopd_vlm.config import ModelConfig, RunConfig
 from dopd_vlm.encode import EncodedPrompt
 from dopd_vlm.features import StepFeatures
+from dopd_vlm.known_models import known_model
 from dopd_vlm.memory_probe import Autocast, DryCalls, LiveBytes
 from dopd_vlm.methods import Method
 from dopd_vlm.models import Policy, empty_policy, output_head
 from dopd_vlm.prefill import can_share, plain_layers, prefill
 from dopd_vlm.rollout import ROOM
 from dopd_vlm.routing import Thresholds
-from dopd_vlm.shapes import known_model
 from dopd_vlm.state import EncodedSample, TrainState
 from dopd_vlm.step import Counts, micro_batch_loss, recomputing, sample_completions
 from dopd_vlm.targets import MicroBatch, score_targets

@@ -90,7 +90,7 @@ def predict(
     """Peak bytes of one process's steps.
 
     Args:
-        config: the recipe; its models need no more than config and processor, or are in `shapes.KNOWN`.
+        config: the recipe; its models need no more than config and processor, or are in `known_models.KNOWN`.
         method: its method.
         prompts: encoded prompts of some rows in both views. The longest stands for all.
         device: decides number formats and the size of the loss's chunks.

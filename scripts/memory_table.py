@@ -9,9 +9,9 @@ from rich.table import Table
 
 from dopd_vlm.assembly import configured_method
 from dopd_vlm.config import RunConfig
+from dopd_vlm.known_models import KNOWN, estimated_views, known_model
 from dopd_vlm.memory import Device, MemoryReport, Phase, predict, this_device
 from dopd_vlm.models import empty_policy
-from dopd_vlm.shapes import KNOWN, estimated_views, known_model
 from dopd_vlm.state import encoded_views
 
 GIB = 1 << 30

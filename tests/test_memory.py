@@ -20,10 +20,10 @@ from dopd_vlm.config import (
     RolloutConfig,
     RunConfig,
 )
+from dopd_vlm.known_models import known_model
 from dopd_vlm.memory import Device, MemoryReport, Phase, predict
 from dopd_vlm.memory_probe import LiveBytes
 from dopd_vlm.models import empty_policy
-from dopd_vlm.shapes import known_model
 from dopd_vlm.state import encoded_views
 
 ROOT = Path(__file__).parent.parent

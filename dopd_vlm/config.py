@@ -181,7 +181,7 @@ class OptimConfig:
     batch_size: int = 128
     """Prompts per step over all processes."""
     micro_batch_size: int = 8
-    """Sequences per forward and backward, per process; never more than score_batch_size. Changes memory, not the result."""
+    """Sequences per forward and backward, per process, at most score_batch_size; changes memory, not the result."""
     score_batch_size: int = 32
     """Sequences per target forward (no gradient), per process."""
     warmup_steps: int = 0

@@ -55,7 +55,8 @@ def asked_for(body):
 
 @contextmanager
 def endpoint(script, **options):
-    """An Endpoint whose server answers `script(body, number) -> (status, text or dict)`."""
+    """An Endpoint whose server answers `script(body, number)` with (status, text or dict,
+    further headers)."""
     bodies = []
     lock = threading.Lock()
 
@@ -65,10 +66,12 @@ def endpoint(script, **options):
             with lock:
                 bodies.append((self.path, dict(self.headers), body))
                 number = len(bodies)
-            status, answer = script(body, number)
+            status, answer, *headers = script(body, number)
             data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            for name, value in headers:
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 
@@ -250,6 +253,26 @@ def test_what_passes_by_itself_is_repeated(folder) -> None:
 
     outcome, _ = run(folder, script)
     assert (outcome.kept, outcome.progress.num_repeats) == (6, 5)
+
+
+@pytest.mark.parametrize(
+    ("asked_pause", "first_wait_s", "pause_s"),
+    [("0.3", 30.0, 0.3), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.4, 0.2), ("-1", 0.4, 0.2)],
+)
+def test_the_pause_an_endpoint_asks_for_is_kept_and_nonsense_ignored(
+    folder, asked_pause, first_wait_s, pause_s
+) -> None:
+    """Else the pause is first_wait_s times a factor from 0.5 to 1."""
+
+    def script(body, number):
+        if number == 1:
+            return 429, "slow down", ("Retry-After", asked_pause)
+        return good(body, number)
+
+    start = time.monotonic()
+    outcome, _ = run(folder, script, first_wait_s=first_wait_s)
+    assert (outcome.kept, outcome.progress.num_repeats) == (6, 1)
+    assert pause_s <= time.monotonic() - start < 15
 
 
 WELL = "well"

@@ -6,11 +6,12 @@ from typing import Any
 
 from dopd_vlm.types import Sample, ViewName
 
+from .answers import normal
 from .benchmarks import Benchmark
 from .records import shares
 from .requests import pictures_hash
 from .results import Results
-from .stats import Estimate, clustered_mean, pass_at_k
+from .stats import Estimate, bootstrap_ratio, clustered_mean, pass_at_k
 from .store import Record
 
 
@@ -48,7 +49,9 @@ def aggregate(
         clusters=clusters,
         categories={label: part.value for label, part in categories.items()},
         category_stderr={label: _finite(part.stderr) for label, part in categories.items()},
-        second=_second(task, samples, per_question, categories) | _parts(records),
+        second=_second(task, samples, per_question, categories)
+        | _parts(records)
+        | (_yes_f1(records, clusters) if task.answer_type == "yes_no" else {}),
         pass_at=_pass_at(by_uid, num_generations),
         mean_tokens=_share([r["num_tokens"] for r in records]),
     )
@@ -140,6 +143,25 @@ def _mean(tree: Any, categories: Mapping[str, float]) -> float | None:
 def _parts(records: Sequence[Record]) -> dict[str, float]:
     names = dict.fromkeys(name for record in records for name in record["parts"])
     return {name: _share([record["parts"].get(name, 0.0) for record in records]) for name in names}
+
+
+def _yes_f1(records: Sequence[Record], clusters: Mapping[str, str]) -> dict[str, float]:
+    """F1 of `yes`: 2 TP / (2 TP + FP + FN), with its stderr; an unread answer is no yes."""
+    counts: dict[str, list[float]] = {}
+    for record in records:
+        said, is_so = (
+            normal(str(v)) == "yes" for v in (record["filtered_resps"][0], record["target"])
+        )
+        one = counts.setdefault(clusters.get(record["uid"], record["uid"]), [0.0, 0.0])
+        one[0] += 2.0 * (said and is_so)
+        one[1] += float(said) + float(is_so)
+    tops, totals = zip(*counts.values(), strict=True)
+    if not any(totals):
+        return {}
+    found = bootstrap_ratio(tops, totals)
+    return {"f1_yes": found.value} | (
+        {} if math.isnan(found.stderr) else {"f1_yes_stderr": found.stderr}
+    )
 
 
 def _pass_at(by_uid: Mapping[str, Sequence[float]], num_generations: int) -> dict[str, float]:

@@ -1,10 +1,11 @@
 """Means, standard errors, paired tests and k-sample estimators, closed form where there is one."""
 
 import math
-import random
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+
+import numpy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,17 +130,14 @@ def bootstrap_ratio(
         raise ValueError(
             f"a ratio needs as many denominators as numerators and a non-zero sum, got {n}"
         )
-    generator = random.Random(seed)
-    ratios = []
-    for _ in range(num_resamples):
-        chosen = generator.choices(range(n), k=n)
-        total = math.fsum(denominators[i] for i in chosen)
-        if total:
-            ratios.append(math.fsum(numerators[i] for i in chosen) / total)
-    average = math.fsum(ratios) / len(ratios)
-    variance = math.fsum((ratio - average) ** 2 for ratio in ratios) / max(1, len(ratios) - 1)
+    generator = numpy.random.default_rng(seed)
+    parts = numpy.array([numerators, denominators], dtype=float)
+    draws = (generator.integers(n, size=n) for _ in range(num_resamples))
+    tops, totals = numpy.array([parts[:, chosen].sum(axis=1) for chosen in draws]).T
+    ratios = tops[totals != 0] / totals[totals != 0]
+    stderr = float(ratios.std(ddof=1)) if len(ratios) > 1 else math.nan
     value = math.fsum(numerators) / math.fsum(denominators)
-    return Estimate(value=value, stderr=math.sqrt(variance), n=n)
+    return Estimate(value=value, stderr=stderr, n=n)
 
 
 def _two_sided(found: Estimate) -> float:

@@ -124,6 +124,27 @@ def test_gold_is_right_and_nonsense_is_not(name: str, tmp_path: Path) -> None:
     assert run(task, samples, nonsense).accuracy == 0.0
 
 
+def test_yes_or_no_has_the_f1_of_yes(tmp_path: Path) -> None:
+    task = load_benchmark("pope")
+    pair = samples_of(task, tmp_path)[:2]
+    assert [sample.answer for sample in pair] == ["yes", "no"]
+    four = [
+        dataclasses.replace(
+            s,
+            uid=f"{s.uid}{i}",
+            question=f"{i} {s.question}",
+            plain=dataclasses.replace(s.plain, images=(Image.new("RGB", (40 + i, 40)),)),
+        )
+        for i in range(2)
+        for s in pair
+    ]
+    # One hit, one false alarm, one miss, one unread that is a no: 2 / (2 + 1 + 1).
+    found = run(task, four, ["yes", "yes", "no", "?"])
+    assert found.second["f1_yes"] == pytest.approx(0.5) and found.second["f1_yes_stderr"] > 0
+    assert run(task, four, ["yes", "no", "yes", "no"]).second["f1_yes"] == 1.0
+    assert "f1_yes" not in run(task, [pair[1]], ["no"]).second, "there is no yes"
+
+
 def test_every_task_has_rows() -> None:
     assert {path.stem for path in FIXTURES.glob("*.jsonl")} == set(TASKS)
 

@@ -5,6 +5,7 @@ dtype (float32, or float64 for float64 input) whatever dtype the weights are sto
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -138,6 +139,23 @@ def rows_in_cache(width: int, dtype: torch.dtype, device: torch.device) -> int:
     return max(
         1, (on_cpu if device.type == "cpu" else CUDA_BLOCK_BYTES) // (width * dtype.itemsize)
     )
+
+
+@contextmanager
+def products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Lets CUDA multiply float32 copies of weights of that dtype on its tensor cores, where they lose nothing.
+
+    A bfloat16 or float16 number is a TF32 number, and sums are float32. A gradient of logits is rounded to
+    TF32's 10 bits, finer than its rounding to bfloat16 in the end.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if dtype in (torch.bfloat16, torch.float16):
+        matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _tiles(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .divergences import top_k_ids
-from .heads import Head, Softmax, hidden_grad, logits_, rows_in_cache, softcap_slope
+from .heads import Head, Softmax, hidden_grad, logits_, products_of, rows_in_cache, softcap_slope
 from .partition import partition
 from .row_gradients import (
     RowResult,
@@ -103,7 +103,8 @@ class _RoutedSum(torch.autograd.Function):
         wants: list[bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         work = _Work(plan, hidden, wants)
-        work.run_()
+        with products_of(weight.dtype):
+            work.run_()
         loss = (plan.weights.double() * work.value.double()).sum().to(plan.dtype)
         ctx.save_for_backward(hidden, weight, bias)
         ctx.plan, ctx.wants, ctx.grads = plan, wants, work.grads
@@ -130,7 +131,8 @@ class _RoutedSum(torch.autograd.Function):
 
 def _grads(plan: Plan, hidden: Tensor, wants: list[bool]) -> list[Tensor | None]:
     work = _Work(plan, hidden, wants)
-    work.run_()
+    with products_of(plan.head.weight.dtype):
+        work.run_()
     return work.grads
 
 

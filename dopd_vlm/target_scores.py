@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .divergences import top_k_ids
-from .heads import Buffer, Head, Softmax, as_head, chunk_dtype, logits_, rows_in_cache
+from .heads import Buffer, Head, Softmax, as_head, chunk_dtype, logits_, products_of, rows_in_cache
 from .partition import log_sum_outside, partition_of
 
 
@@ -66,7 +66,8 @@ def target_scores(
     )
     valid = _valid_rows(hidden, completion_ids, mask)
     check_inputs(valid.ids, width, top_k)
-    found = _scores_of_rows(valid, head, softmax, min(top_k or 0, width))
+    with products_of(head.weight.dtype):
+        found = _scores_of_rows(valid, head, softmax, min(top_k or 0, width))
     logp, loss_logp = found.logp.new_zeros((2, mask.numel()))
     logp[valid.positions], loss_logp[valid.positions] = found.logp, found.loss_logp
     return TargetScores(

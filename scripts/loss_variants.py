@@ -14,7 +14,8 @@ from dopd_vlm.divergences import generalized_jsd
 from dopd_vlm.routed_loss import LossOutput, routed_loss
 
 PEER_CHUNK = 64
-LIMIT_CHUNK = 512
+LIMIT_CHUNK, LIMIT_TILE = 512, 32768
+"""Rows of logits at a time, and vocabulary entries where no whole line is needed: the fastest found."""
 LOGIT_SCALE = 3.0
 """Standard deviation of the random logits, in nats."""
 
@@ -144,8 +145,10 @@ def run_limit(inputs: Inputs, deep_share: float) -> None:
     for start in range(0, tokens, size):
         rows = hidden[start : start + size]
         logits = buffer[: len(rows)]
-        for _ in range(3):
-            torch.mm(rows, head.T, out=logits)
+        for part in (*head.split(LIMIT_TILE), *head.split(LIMIT_TILE)):  # the targets' scores
+            tile = buffer.flatten()[: len(rows) * len(part)].view(len(rows), len(part))
+            torch.mm(rows, part.T, out=tile)
+        torch.mm(rows, head.T, out=logits)
         torch.mm(logits, head, out=out[start : start + size])
         grad_head.addmm_(logits.T, rows)
     for rows in hidden[: round(deep_share * tokens)].split(size):

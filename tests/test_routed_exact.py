@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routed_case import Case, V, assert_equals_dense, one_route, relative, small_k
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dopd_vlm.heads import Head
+from dopd_vlm.heads import Head, Softmax
 from dopd_vlm.methods import METHODS
 from dopd_vlm.routed_loss import target_scores
 from dopd_vlm.routing import Thresholds
@@ -83,6 +84,42 @@ def test_lower_precision_inputs(seed, name, dtype):
     assert relative(output.per_token, values) < 1e-6
     for ours, dense in zip(grads, slow, strict=True):
         assert relative(ours, dense) < (1e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
+class TensorCores(TorchDispatchMode):
+    """Rounds the factors of float32 products to bfloat16, as no CUDA device does worse."""
+
+    def __init__(self):
+        super().__init__()
+        self.precisions = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_):
+            self.precisions.append(torch.backends.cuda.matmul.fp32_precision)
+            args = (*args[:-2], *(x.bfloat16().float() for x in args[-2:]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["dopd", "opd_full", "dopd_one_objective", "opd"])
+def test_products_on_tensor_cores(name):
+    """bfloat16 inputs are exact there: loss and values to 1e-6, gradients to the 1% of their own rounding."""
+    case, method = Case(3, dtype=torch.bfloat16), small_k(METHODS[name])
+    before = torch.backends.cuda.matmul.fp32_precision
+    with TensorCores() as cores:
+        output, *grads = case.grads(method, thresholds=GIVEN, chunk_size=4)
+    assert set(cores.precisions) == {"tf32"}
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    loss, values, _, *slow = case.dense(method, limits=LIMITS)
+    assert relative(output.loss.detach(), loss) < 1e-6
+    assert relative(output.per_token, values) < 1e-6
+    for ours, dense in zip(grads, slow, strict=True):
+        assert relative(ours, dense) < 1e-2
+
+
+def test_products_of_float32_inputs_stay_float32():
+    with TensorCores() as cores:
+        Case(3, dtype=torch.float32).grads(small_k(METHODS["dopd"]))
+    assert "tf32" not in cores.precisions and cores.precisions
 
 
 def test_a_tail_with_almost_no_mass():
@@ -202,6 +239,29 @@ def test_bias_scale_and_softcap():
 def test_one_token_completions():
     case = Case(21, shape=(4, 1))
     assert_equals_dense(case, small_k(METHODS["dopd"]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_scores_by_tiles_of_the_vocabulary_equal_dense(temperature):
+    """Rows that fill more than the buffers: 17 tokens at chunk size 3 are tiles of 14 entries, the last of 13."""
+    case = Case(35, rate=1.0, shape=(1, 17))
+    # Whole numbers: logits are exact, and many are equal within a tile and between two.
+    case.teacher, case.teacher_head = case.teacher.round(), case.teacher_head.round()
+    rows, width = Softmax(width=V, chunk_size=3).tile(17, torch.float64, torch.device("cpu"))
+    assert (rows, width) == (17, 14)
+    scores = target_scores(
+        case.teacher, case.teacher_head, case.ids, case.mask, top_k=6, vocab_size=V,
+        temperature=temperature, chunk_size=3,
+    )  # fmt: skip
+    logits = case.teacher[0] @ case.teacher_head[:V].T
+    assert scores.top_ids.tolist() == [reference.top_k(row, 6) for row in logits.tolist()]
+    probs = reference.dense_probs(case.teacher[0], case.teacher_head[:V], temperature=temperature)
+    top = probs.gather(-1, scores.top_ids.long())
+    rest = 1 - top.sum(-1, keepdim=True)
+    torch.testing.assert_close(scores.top_logp.exp(), torch.cat([top, rest], -1))
+    picked = [(logits / t).log_softmax(-1).gather(-1, case.ids.T).T for t in (1.0, temperature)]
+    torch.testing.assert_close(scores.logp, picked[0], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(scores.loss_logp, picked[1], rtol=1e-12, atol=1e-13)
 
 
 def test_ties_at_the_boundary_of_the_support():

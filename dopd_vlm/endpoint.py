@@ -161,9 +161,11 @@ def _reply(response: httpx.Response) -> Reply | str:
     try:
         data = response.json()
         choice, usage = data["choices"][0], data.get("usage") or {}
+        message = choice["message"]
+        text = message.get("content") or message.get("refusal") or ""
         return Reply(
             # A lone surrogate, which JSON can escape, fits into no UTF-8 file.
-            text=(choice["message"].get("content") or "").encode("utf-8", "replace").decode(),
+            text=text.encode("utf-8", "replace").decode(),
             finish_reason=str(choice.get("finish_reason") or "stop"),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),

@@ -132,6 +132,19 @@ def test_errors_that_pass_are_repeated_and_others_counted(tmp_path: Path) -> Non
     assert again.accuracy == 1.0 and again.failed_rate == 0.0
 
 
+def test_the_words_of_a_refusal_are_kept(tmp_path: Path) -> None:
+    def script(body: dict[str, Any], tries: int) -> tuple[int, Any]:
+        answer = chat(None)
+        answer["choices"][0]["message"]["refusal"] = "I cannot help with sums."
+        return 200, answer
+
+    with server(script) as (url, _):
+        found = ask(url, tmp_path, count=1)
+    line = json.loads((tmp_path / "samples_sums__plain.jsonl").read_text())
+    assert line["resps"] == [["I cannot help with sums."]]
+    assert (found.unparsed_rate, found.empty_rate, found.failed_rate) == (1.0, 0.0, 0.0)
+
+
 def test_requests_run_at_the_same_time() -> None:
     inside, most, lock = 0, 0, threading.Lock()
 

@@ -13,8 +13,6 @@ import pyarrow.parquet as pq
 MAX_GROUP_BYTES = 16 * 2**20
 """Row groups above this are too much to read for one row; `datasets` then converts the file once."""
 GROUPS_HELD = 4
-CONVERTED_ROWS = 100
-"""Rows converted at a time."""
 HEAD_COLUMNS = ("uid", "meta")
 """What is read of every row when a data set is opened: identity and split."""
 
@@ -151,10 +149,7 @@ def _converted(paths: Sequence[Path]) -> Table:
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     # pre_buffer, which is the default, reads the whole file into memory before the first row.
-    options: Any = {
-        "batch_size": CONVERTED_ROWS,
-        "fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False),
-    }
+    options: Any = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
     try:
         return HubTable(datasets.Dataset.from_parquet([str(path) for path in paths], **options))
     except (DatasetGenerationError, ValueError) as error:

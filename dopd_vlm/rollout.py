@@ -29,6 +29,8 @@ from dopd_vlm.types import Rollout
 
 CUDA_CHECK_EVERY = 16
 """Tokens between looks at which sequences have ended: each look waits for the device."""
+STOP_CHECK_EVERY = 8
+"""Tokens between looks at whether a sequence holds what it should stop at: they cost a decoded text."""
 ROOM = 256
 """Tokens for which a sequence's keys and values get room at a time."""
 KEPT_SHARE = 0.75
@@ -48,13 +50,16 @@ def generate(
     batch_size: int = 64,
     on_batch: Callable[[int], None] | None = None,
     features: StepFeatures | None = None,
+    has_stopped: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Rollout]:
     """`num_generations` Rollouts per prompt, in the order of the prompts; temperature 0 is greedy.
 
     Batches hold prompts of like length. Image and video marker tokens are never sampled. The draw is
     a function of `seed` and the place among the prompts, whatever the batches; the global random state
     stays as it was. `on_batch` gets the number of prompts just finished. `features` holds what
-    pictures became under the policy's present weights, and takes up more.
+    pictures became under the policy's present weights, and takes up more. `has_stopped` looks at the
+    ids [A, t] of the sequences that go on, every STOP_CHECK_EVERY tokens; where it says so [A], EOS is the
+    next token.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))
     shape = (len(prompts), num_generations, max_completion_length)
@@ -74,7 +79,7 @@ def generate(
         with torch.no_grad():
             room = min(ROOM, max_completion_length)
             prefix = _prefix(policy, batch, num_generations, room, features)
-            ids, logp = _decode(policy, sampler, prefix, noise, max_completion_length)
+            ids, logp = _decode(policy, sampler, prefix, noise, max_completion_length, has_stopped)
         uids = [prompt.uid for prompt in batch for _ in range(num_generations)]
         rollouts = [
             _rollout(*row, policy.eos_ids) for row in zip(uids, ids.cpu(), logp.cpu(), strict=True)
@@ -141,7 +146,12 @@ def _prefix(
 
 
 def _decode(
-    policy: Policy, sampler: Sampler, prefix: Prefix, noise: Tensor | None, max_length: int
+    policy: Policy,
+    sampler: Sampler,
+    prefix: Prefix,
+    noise: Tensor | None,
+    max_length: int,
+    has_stopped: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """ids and log-probs, both [B, T]; what stands behind a sequence's first EOS means nothing."""
     hidden = prefix.last_hidden
@@ -154,6 +164,8 @@ def _decode(
     check_every = CUDA_CHECK_EVERY if device.type == "cuda" else 1
     for step in range(max_length):
         token, token_logp = sampler.draw(hidden, None if noise is None else noise[alive, step])
+        if has_stopped is not None and step and step % STOP_CHECK_EVERY == 0:
+            token = token.where(~has_stopped(ids[alive, :step]).to(device), eos[0])
         ids[alive, step], logp[alive, step] = token, token_logp.float()
         has_ended |= torch.isin(token, eos)
         if step + 1 == max_length:

@@ -56,8 +56,13 @@ class Generation:
     """0 is off."""
     num_generations: int = 1
     """Completions per question; the score is then avg@k."""
+    stop: tuple[str, ...] = ()
+    """Texts before the first of which a completion ends."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ValueError(f"generation.stop={self.stop!r} must be a list of texts, none empty")
+        object.__setattr__(self, "stop", tuple(self.stop))  # a list in YAML
         for name in ("max_completion_length", "num_generations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"generation.{name}={getattr(self, name)} must be at least 1")

@@ -12,8 +12,8 @@ DEFAULT_LENGTH = 256
 """Tokens of a completion where the task names no number, as in lm-eval."""
 
 
-def decoding(arguments: Mapping[str, Any]) -> tuple[Generation, list[str]]:
-    """(our settings, stop texts) of a task's generation arguments.
+def decoding(arguments: Mapping[str, Any]) -> Generation:
+    """Our settings for a task's generation arguments.
 
     Without `do_sample` a temperature above 0 samples; with `do_sample: false` it does not.
 
@@ -32,13 +32,13 @@ def decoding(arguments: Mapping[str, Any]) -> tuple[Generation, list[str]]:
     if is_sampled is None:
         is_sampled = temperature > 0
     lengths = [int(arguments[name]) for name in LENGTHS if arguments.get(name) is not None]
-    generation = Generation(
+    return Generation(
         max_completion_length=lengths[0] if lengths else DEFAULT_LENGTH,
         temperature=(temperature or 1.0) if is_sampled else 0.0,
         top_p=float(arguments.get("top_p") or 1.0) if is_sampled else 1.0,
         top_k=int(arguments.get("top_k") or 0) if is_sampled else 0,
+        stop=tuple(text for text in ([until] if isinstance(until, str) else until) if text),
     )
-    return generation, [text for text in ([until] if isinstance(until, str) else until) if text]
 
 
 def refuse_unknown(arguments: Mapping[str, Any]) -> None:
@@ -47,12 +47,6 @@ def refuse_unknown(arguments: Mapping[str, Any]) -> None:
         raise ValueError(
             f"unknown model arguments {ignored}; known: pretrained, batch_size, device"
         )
-
-
-def before_stop(text: str, until: Sequence[str]) -> str:
-    """The text before the first of the stop texts."""
-    ends = [text.find(stop) for stop in until if stop in text]
-    return text[: min(ends)] if ends else text
 
 
 def by_settings(settings: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[int]]]:

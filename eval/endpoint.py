@@ -110,6 +110,8 @@ def decoding_fields(generation: Generation) -> dict[str, Any]:
     }
     if generation.top_p < 1:
         fields["top_p"] = generation.top_p
+    if generation.stop:
+        fields["stop"] = list(generation.stop)
     if generation.top_k:
         fields["top_k"] = generation.top_k  # not OpenAI's own, but vLLM's and SGLang's
     return fields

@@ -8,8 +8,8 @@ import torch
 
 from dopd_vlm.encode import EncodedPrompt, encode_prompt
 from dopd_vlm.models import Policy
-from dopd_vlm.rollout import generate
-from dopd_vlm.types import Message
+from dopd_vlm.rollout import STOP_CHECK_EVERY, generate
+from dopd_vlm.types import Message, Rollout
 
 from .benchmarks import Generation
 
@@ -54,7 +54,7 @@ def local_generator(policy: Policy, template_kwargs: Mapping[str, Any] | None = 
 def complete_encoded(
     policy: Policy, prompts: Sequence[EncodedPrompt], generation: Generation, seed: int
 ) -> list[Completion]:
-    """One completion per prompt, all in one batch."""
+    """One completion per prompt, all in one batch, cut before the first stop text."""
     rollouts = generate(
         policy,
         prompts,
@@ -64,16 +64,50 @@ def complete_encoded(
         top_k=generation.top_k,
         seed=seed,
         batch_size=len(prompts),
+        has_stopped=_stop_check(policy, generation.stop) if generation.stop else None,
     )
     return [
-        Completion(
-            text=policy.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True),  # type: ignore[arg-type]
-            finish_reason=rollout.finish_reason,
-            num_tokens=len(rollout.completion_ids),
-            prompt=prompt.text,
-        )
+        _completion(policy, rollout, prompt.text, generation.stop)
         for rollout, prompt in zip(rollouts, prompts, strict=True)
     ]
+
+
+def _completion(policy: Policy, rollout: Rollout, prompt: str, stop: Sequence[str]) -> Completion:
+    whole = _text(policy, rollout.completion_ids)
+    text = before_stop(whole, stop)
+    return Completion(
+        text=text,
+        finish_reason=rollout.finish_reason if text == whole else "stop",
+        num_tokens=len(rollout.completion_ids),
+        prompt=prompt,
+    )
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop texts."""
+    ends = [text.find(one) for one in stop if one in text]
+    return text[: min(ends)] if ends else text
+
+
+def _stop_check(policy: Policy, stop: Sequence[str]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """ids [A, t] -> which of the sequences hold a stop text, bool [A].
+
+    What `before_stop` cuts, it cuts with and without the check: the check only saves the tokens behind.
+    """
+    # A stop text spans at most as many tokens as it has bytes, so an older one was seen before.
+    tail = STOP_CHECK_EVERY + max(len(one.encode()) for one in stop)
+
+    def holds(ids: torch.Tensor) -> bool:
+        return any(one in _text(policy, ids) for one in stop)
+
+    def check(ids: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([holds(row[-tail:]) and holds(row) for row in ids.cpu()])
+
+    return check
+
+
+def _text(policy: Policy, ids: torch.Tensor) -> str:
+    return policy.tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[return-value]
 
 
 def halving(

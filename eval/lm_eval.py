@@ -24,7 +24,7 @@ from dopd_vlm.scores import completion_hidden
 from dopd_vlm.target_scores import target_scores
 
 from .benchmarks import Generation
-from .decoding import batches, before_stop, by_settings, decoding, refuse_unknown
+from .decoding import batches, by_settings, decoding, refuse_unknown
 from .generators import Completion, complete_encoded, halving
 
 try:
@@ -149,11 +149,11 @@ class PolicyLM(TemplateLM):
         answers: dict[int, str] = {}
         bar = self._bar("generate_until", len(requests), disable_tqdm)
         for settings, places in by_settings([_arguments(r) for r in requests]):
-            generation, until = decoding(settings)
+            generation = decoding(settings)
             for part in batches(places, self.batch_size, lambda i: len(requests[i].args[0])):
                 made = self._complete([requests[i] for i in part], generation, part[0])
                 for place, found in zip(part, made, strict=True):
-                    answers[place] = before_stop(found.text, until)
+                    answers[place] = found.text
                     self.cache_hook.add_partial(
                         "generate_until", requests[place].args, answers[place]
                     )

@@ -19,7 +19,7 @@ from dopd_vlm.config import ModelConfig
 from dopd_vlm.models import load_policy, process_state
 from dopd_vlm.types import Message
 
-from .decoding import batches, before_stop, by_settings, decoding, refuse_unknown
+from .decoding import batches, by_settings, decoding, refuse_unknown
 from .generators import halving, local_generator
 
 
@@ -61,11 +61,11 @@ class PolicyChat(lmms):
         prompts = [self._messages(request) for request in requests]
         bar = tqdm(total=len(requests), desc="generate_until", disable=self._rank > 0)
         for settings, places in by_settings([request.args[2] for request in requests]):
-            generation, until = decoding(settings)
+            generation = decoding(settings)
             for part in batches(places, self.batch_size, lambda i: _length(prompts[i])):
                 made = self._complete([prompts[i] for i in part], generation, part[0])
                 for place, found in zip(part, made, strict=True):
-                    answers[place] = before_stop(found.text, until)
+                    answers[place] = found.text
                 bar.update(len(part))
         bar.close()
         return [answers[i] for i in range(len(requests))]

@@ -52,6 +52,8 @@ def make_requests(
     made = []
     settings = {**asdict(generation), "seed": seed if generation.temperature else 0}
     del settings["num_generations"]
+    if not generation.stop:
+        del settings["stop"]
     for doc_id, sample in enumerate(samples):
         messages = build_prompts(sample, benchmark.prompts).view(view)
         prompt_hash = digest(_text_only(messages))

@@ -9,7 +9,8 @@ from task_samples import listed, task_samples
 
 from dopd_vlm.eval import report
 from dopd_vlm.eval.benchmarks import load_benchmark
-from dopd_vlm.eval.exports import Export, export
+from dopd_vlm.eval.export_questions import Export
+from dopd_vlm.eval.exports import export
 from dopd_vlm.eval.page import write_comparison
 from dopd_vlm.eval.results import read_results
 from dopd_vlm.eval.store import SampleStore

@@ -15,7 +15,8 @@ from PIL import Image
 from test_tasks import gold_of, prompt_key, samples_of
 
 from dopd_vlm.eval.benchmarks import load_benchmark
-from dopd_vlm.eval.exports import Export, export
+from dopd_vlm.eval.export_questions import Export
+from dopd_vlm.eval.exports import export
 from dopd_vlm.eval.generators import Completion
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.store import SampleStore
@@ -42,17 +43,27 @@ def exported(kind: str, name: str, folder: Path, *, is_answered: bool = False) -
     return export(kind, given)
 
 
-def test_vlmevalkit_reads_the_table_back(tmp_path: Path) -> None:
-    (path,) = exported("vlmevalkit", "mmmu", tmp_path)
-    table = pandas.read_csv(path, sep="\t")
-    assert path.name == "mmmu.tsv"
-    assert list(table.columns) == ["index", "image", "question", "A", "B", "answer", "category"]
-    assert table["answer"].tolist()[:2] == ["B", "5"] and table["B"][0] == "second"
+def test_vlmevalkit_reads_the_tables_back(tmp_path: Path) -> None:
+    choice, openended = exported("vlmevalkit", "mmmu", tmp_path)
+    assert (choice.name, openended.name) == ("mmmu.tsv", "mmmu_openended.tsv")
+    table = pandas.read_csv(choice, sep="\t")
+    assert list(table.columns) == ["index", "image", "question", "A", "B", "answer"]
+    assert table["answer"].tolist() == ["B"] and table["B"][0] == "second"
     assert table["question"][0].startswith("Compare <image 1> and <image 2>")
+    rest = pandas.read_csv(openended, sep="\t")
+    assert rest["index"].tolist() == [1, 2] and rest["answer"][0] == "5"
     several = ast.literal_eval(table["image"][0])
-    for text in (*several, table["image"][1]):
+    for text in (*several, rest["image"][0]):
         assert Image.open(io.BytesIO(base64.b64decode(text))).size == (40, 30)
-    assert len(several) == 2 and "hint" not in table.columns
+    assert len(several) == 2
+
+
+def test_vlmevalkit_gets_categories_and_questions_without_pictures(tmp_path: Path) -> None:
+    (path,) = exported("vlmevalkit", "mmstar", tmp_path)
+    assert pandas.read_csv(path, sep="\t")["category"].notna().all()
+    (path,) = exported("vlmevalkit", "gpqa_diamond", tmp_path)
+    assert path.name == "gpqa_diamond_text.tsv"
+    assert "image" not in pandas.read_csv(path, sep="\t").columns
 
 
 def test_lmms_eval_task_loads_and_scores(tmp_path: Path) -> None:
@@ -106,5 +117,15 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         ValueError, match=r"2 of 2 questions have no answer.*bfclv3-simple_0.*--out"
     ):
         exported("bfcl", "bfclv3", tmp_path)
+    nameless = Export(
+        task=load_benchmark("mmmu"),
+        samples=samples_of(load_benchmark("mmmu"), tmp_path),
+        records=[],
+        out=tmp_path,
+        model="",
+    )
+    assert export("vlmevalkit", nameless)
+    with pytest.raises(ValueError, match="lmms-eval names the model: give CHECKPOINT or --model"):
+        export("lmms-eval", nameless)
     with pytest.raises(ValueError, match=r"answer_type livebench.*not 'mmmu'"):
         exported("livebench", "mmmu", tmp_path)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,15 @@ from lm_eval.tasks import TaskManager
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.data.embedded import embedded_model, embedded_rows
 from dopd_vlm.data.views import make_samples
-from dopd_vlm.eval.benchmarks import load_benchmark
+from dopd_vlm.encode import encode_text
+from dopd_vlm.eval.benchmarks import Generation, load_benchmark
 from dopd_vlm.eval.decoding import decoding
+from dopd_vlm.eval.generators import complete_encoded
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.lm_eval import PolicyLM
 from dopd_vlm.eval.lm_eval_run import run_tasks
 from dopd_vlm.models import Policy, load_policy
+from dopd_vlm.rollout import STOP_CHECK_EVERY
 
 LAST_NUMBER = {"function": "regex", "regex_pattern": r"(-?\d+)", "group_select": -1}
 FILTERS = [{"name": "last", "filter": [LAST_NUMBER, {"function": "take_first"}]}]
@@ -195,13 +199,13 @@ def test_choices_are_weighed_by_a_local_multiple_choice_task(tmp_path: Path) -> 
 
 
 def test_stop_texts_and_decoding_arguments() -> None:
-    generation, until = decoding({"until": ["\n\n", ""], "do_sample": True, "temperature": 0.7})
-    assert (generation.temperature, until) == (0.7, ["\n\n"])
-    assert decoding({"max_new_tokens": 5, "num_beams": 1})[0].max_completion_length == 5
-    off = decoding({"do_sample": False, "temperature": 0.7, "top_p": 0.9})[0]
+    generation = decoding({"until": ["\n\n", ""], "do_sample": True, "temperature": 0.7})
+    assert (generation.temperature, generation.stop) == (0.7, ("\n\n",))
+    assert decoding({"max_new_tokens": 5, "num_beams": 1}).max_completion_length == 5
+    off = decoding({"do_sample": False, "temperature": 0.7, "top_p": 0.9})
     assert (off.temperature, off.top_p) == (0.0, 1.0)
-    assert decoding({"temperature": 0.5})[0].temperature == 0.5
-    assert decoding({"do_sample": True})[0].temperature == 1.0
+    assert decoding({"temperature": 0.5}).temperature == 0.5
+    assert decoding({"do_sample": True}).temperature == 1.0
     with pytest.raises(ValueError, match="num_beams"):
         decoding({"num_beams": 4})
     lm = PolicyLM(policy=tiny.text_policy())
@@ -209,6 +213,23 @@ def test_stop_texts_and_decoding_arguments() -> None:
     stop = whole[3]
     cut = lm.generate_until(requests("generate_until", ("ab", {"until": stop, "max_gen_toks": 9})))
     assert cut == [whole.split(stop)[0]]
+
+
+def test_a_stop_text_ends_the_work_too() -> None:
+    policy = tiny.text_policy()
+    prompts = [encode_text(policy, text) for text in ("ab", "what is 3?", "c")]
+    free = Generation(max_completion_length=60)
+    whole = complete_encoded(policy, prompts, free, 0)
+    assert all(one.num_tokens == 60 for one in whole)
+    stop = whole[1].text[20]
+    cut = complete_encoded(policy, prompts, replace(free, stop=(stop,)), 0)
+    assert [one.text for one in cut] == [one.text.split(stop)[0] for one in whole]
+    for one, other in zip(cut, whole, strict=True):
+        assert one.finish_reason == ("stop" if stop in other.text else "length")
+        assert one.num_tokens <= min(60, len(one.text) + 1 + 2 * STOP_CHECK_EVERY)
+    assert cut[1].num_tokens < 60
+    with pytest.raises(ValueError, match=r"generation.stop='a' must be a list"):
+        Generation(stop="a")  # type: ignore[arg-type]
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
@@ -234,6 +255,7 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.Mo
 
 SHARED = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tiny

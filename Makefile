@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SMOLLM2 = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dopd_vlm/smollm2-135m-instruct
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 
-.PHONY: install install-dev demo demo-text demo-llm test test-slow lint bench clean
+.PHONY: install install-dev demo demo-text demo-llm test test-slow test-lmms test-exports compare-harnesses lint bench clean
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
@@ -50,6 +51,19 @@ test: lint
 test-slow: install-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps bfcl-eval==2026.3.23
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+# lmms-eval, in an environment of its own in ~/.cache/dopd_vlm, has our accuracy on the same questions.
+test-lmms: install
+	$(BIN)/python scripts/lmms_eval_test.py
+
+# Our answers in the files of bfcl-eval and VLMEvalKit, scored by these programs.
+test-exports: install
+	$(BIN)/python scripts/export_test.py
+
+# lm-eval on real weights: SmolLM2-135M, 40 programs and 200 word problems, about 15 minutes on two cores.
+compare-harnesses: install-dev
+	$(BIN)/python scripts/make_smollm2.py
+	$(BIN)/python scripts/compare_harnesses.py $(SMOLLM2) --out runs/harnesses
 
 bench: install
 	$(BIN)/python scripts/bench.py loss

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 from bench_step import encoded, make_state
-from bench_timings import Timings, bench_parser, report_of, table, write
+from bench_timings import Timings, bench_parser, report_of, stoppable, table, write
 from rich.console import Console
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
@@ -57,13 +57,14 @@ def bench_rollout(args: argparse.Namespace) -> tuple[Timings, dict[str, str]]:
         del variants["generate_batch"]
         failed["generate_batch"] = "takes no pictures"
     timings: Timings = {name: [] for name in variants}
-    for repeat in range(args.repeats + 1):
-        for name, call in variants.items():
-            start = time.perf_counter()
-            tokens = call()
-            seconds = time.perf_counter() - start
-            if repeat:
-                timings[name].append({"rollout": seconds, "tokens": float(tokens)})
+    with stoppable():
+        for repeat in range(args.repeats + 1):
+            for name, call in variants.items():
+                start = time.perf_counter()
+                tokens = call()
+                seconds = time.perf_counter() - start
+                if repeat:
+                    timings[name].append({"rollout": seconds, "tokens": float(tokens)})
     return timings, failed
 
 

@@ -8,8 +8,9 @@ A variant is a method of ours; `opd_full_kl`, ours with TRL's loss, the reverse 
 vocabulary; either followed by `-pixels`, where every forward takes its pictures through the vision
 tower itself; or `trl`. All see the same prompts, batch, completion lengths, micro-batches and
 teacher. They take turns inside one process and each step is timed; the table gives medians, and
-timings of an earlier run on the same terms that lie under --out count in. Completions never end
-before --tokens, so that tokens per second compare equal work; --natural lets them end.
+timings of an earlier run on the same terms that lie under --out count in. Ctrl-C or SIGTERM ends it
+with what was timed. Completions never end before --tokens, so that tokens per second compare equal
+work; --natural lets them end.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from unittest.mock import patch
 import build
 import torch
 from accelerate import Accelerator
-from bench_timings import MODELS, Timings, bench_parser, report_of, table, write
+from bench_timings import MODELS, Timings, bench_parser, report_of, stoppable, table, write
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
@@ -79,8 +80,9 @@ def bench_step(args: argparse.Namespace) -> Timings:
 
         steps["trl"] = trl_steps(args, make_state(args, "opd"), samples, before_each=round_of_ours)
     else:
-        for _ in range(args.repeats + 1):
-            round_of_ours()
+        with stoppable():
+            for _ in range(args.repeats + 1):
+                round_of_ours()
     if args.profile:
         for name, run in runs.items():
             profile(run, args.profile.with_stem(f"{args.profile.stem}_{name}"))

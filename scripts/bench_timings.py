@@ -1,10 +1,12 @@
 """What `bench.py step` and `bench.py rollout` share: options, the table, and a JSON that grows by runs."""
 
 import argparse
+import contextlib
 import json
 import platform
+import signal
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +38,21 @@ def bench_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     add("--smollm2", type=Path, default=default_folder(), help="made by scripts/make_smollm2.py")
     add("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON")
     return parser
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Ends its block at Ctrl-C or SIGTERM without an error: what was timed until then counts."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def report_of(args: argparse.Namespace, timings: Timings, failed: dict[str, str]) -> dict:
@@ -71,7 +88,7 @@ def table(report: dict, title: str, phases: Sequence[str], against: str) -> Tabl
     shown = phases if len(phases) > 1 else ()
     for column in ("variant", "timed", *shown, "total", "min..max", "tokens/s", f"x {against}"):
         made.add_column(column, justify="left" if column == "variant" else "right")
-    timings: Timings = report["timings"]
+    timings: Timings = {name: calls for name, calls in report["timings"].items() if calls}
     for name, calls in timings.items():
         medians = [statistics.median(call.get(phase, 0.0) for call in calls) for phase in shown]
         totals = [sum(call.get(phase, 0.0) for phase in phases) for call in calls]

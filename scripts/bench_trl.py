@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from bench_timings import stoppable
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
@@ -76,7 +77,8 @@ def trl_steps(
     trainer.compute_loss = watch.wrap("compute", trainer.compute_loss)
     trainer.accelerator.backward = watch.wrap("backward", trainer.accelerator.backward)
     trainer._get_last_hidden_state = teacher_timed(watch, trainer, state.teacher.model)
-    trainer.train()
+    with stoppable():
+        trainer.train()
     tokens = float(len(samples) * args.generations * args.tokens)
     return [{**step, "tokens": tokens} for step in watch.steps]
 

@@ -234,7 +234,7 @@ def _size(request: Request) -> int:
 
 def _settings(job: Job, source: Source) -> dict[str, Any]:
     return {
-        "gen_config": asdict(job.generation),
+        "gen_config": {**asdict(job.generation), "stop": list(job.generation.stop)},
         "seed": job.seed,
         "prompts": asdict(job.task.prompts),
         "prompt_template_sha": digest(asdict(job.task.prompts)),

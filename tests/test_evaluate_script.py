@@ -95,6 +95,29 @@ def test_a_task_without_data_stops_no_other(
     assert [one.name for one in read_results(tmp_path)] == ["shapes"]
 
 
+def test_rows_of_several_tasks_and_a_task_that_fails_on_its_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_script()  # loads it
+    tasks = sys.modules["evaluate_tasks"]
+    real = vars(tasks)["evaluate_one"]
+
+    def fails_once(model, task, *rest):
+        if task.name == "amc23":
+            raise ValueError("one prompt alone does not fit")
+        return real(model, task, *rest)
+
+    monkeypatch.setattr(tasks, "evaluate_one", fails_once)
+    rows = SCRIPT.parents[1] / "tests" / "fixtures" / "tasks" / "{task}.jsonl"
+    status, printed = run_here(
+        capsys, "embedded:student_text", "--tasks", "amc23,gsm8k,shapes,math500", "--rows", str(rows),
+        "--max-completion-length", "3", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert status == 2 and "2 of 4 tasks did not run to their end" in printed
+    assert "task 'amc23': one prompt alone" in printed and "shapes.jsonl" in printed
+    assert [one.name for one in read_results(tmp_path)] == ["gsm8k", "math500"]
+
+
 def test_an_endpoint_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

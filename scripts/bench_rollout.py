@@ -1,6 +1,6 @@
 """`bench.py rollout`: tokens per second of sampling, ours, Hugging Face `generate` and `generate_batch`.
 
-    python scripts/bench.py rollout                        # SmolLM2-135M
+    python scripts/bench.py rollout --prompts 8 --tokens 32   # SmolLM2-135M
     python scripts/bench.py rollout --model embedded_vl
 
 The same prompts, numbers and lengths; variants take turns; timings of an earlier run on the same

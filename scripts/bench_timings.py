@@ -29,9 +29,9 @@ def bench_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", choices=list(MODELS), default="smollm2")
-    add("--prompts", type=int, default=8, help="prompts a step")
+    add("--prompts", type=int, default=4, help="prompts a step")
     add("--generations", type=int, default=4, help="completions a prompt")
-    add("--tokens", type=int, default=32, help="longest completion")
+    add("--tokens", type=int, default=16, help="longest completion")
     add("--repeats", type=int, default=3, help="timings of each variant, after one untimed")
     add("--threads", type=int, default=2, help="CPU threads")
     add("--natural", action="store_true", help="let completions end at EOS")

@@ -16,6 +16,7 @@ from dopd_vlm.models import (
     Policy,
     add_lora,
     check_vocabularies,
+    checkpoint_activations_,
     has_bfloat16,
     load_policy,
     output_head,
@@ -103,7 +104,7 @@ def load_student(config: RunConfig, device: torch.device, checkpoint: Path | Non
         source = replace(config.student, path=str(checkpoint or config.student.path))
         student = load_policy(source, device=device, trainable=True)
     if config.optim.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations_(student.model)
     return student
 
 

@@ -20,7 +20,7 @@ from dopd_vlm.features import StepFeatures
 from dopd_vlm.known_models import known_model
 from dopd_vlm.memory_probe import Autocast, DryCalls, LiveBytes
 from dopd_vlm.methods import Method
-from dopd_vlm.models import Policy, empty_policy, output_head
+from dopd_vlm.models import Policy, checkpoint_activations_, empty_policy, output_head
 from dopd_vlm.prefill import can_share, plain_layers, prefill
 from dopd_vlm.rollout import ROOM
 from dopd_vlm.routing import Thresholds
@@ -60,7 +60,7 @@ def dry_state(config: RunConfig, method: Method, device: str) -> TrainState:
         own.model.requires_grad_(False)
     teacher = _policy(config, config.teacher, device) if method.needs_teacher else None
     if config.optim.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations_(student.model)
     trained = [p for p in student.model.parameters() if p.requires_grad]
     widths = [len(output_head(p).weight) for p in (student, teacher) if p is not None]
     return TrainState(

@@ -190,6 +190,14 @@ def disable_dropout_(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def checkpoint_activations_(model: PreTrainedModel) -> None:
+    """Layers keep their inputs alone; the backward computes the rest again."""
+    # transformers 5.24 gave it another name and warns of the older one.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next(getattr(model, name) for name in names if hasattr(model, name))
+    enable({"use_reentrant": False})
+
+
 def add_lora(policy: Policy, config: LoraConfig, checkpoint: Path | None = None) -> Policy:
     """The same policy with trainable adapters on a frozen model, fresh or from a checkpoint (extra `peft`)."""
     from peft import LoraConfig as PeftConfig  # type: ignore[import-not-found]

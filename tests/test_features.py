@@ -11,6 +11,7 @@ from test_step import UIDS, make_rollouts, make_state
 from dopd_vlm import step, targets
 from dopd_vlm.encode import encode_prompt
 from dopd_vlm.features import StepFeatures, picture_inputs
+from dopd_vlm.models import checkpoint_activations_
 from dopd_vlm.pictures import PictureProcessor
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.scores import completion_hidden
@@ -76,7 +77,7 @@ def test_a_step_with_shared_features_is_the_step_with_pixels(name, recompute, mo
         if recompute:
             optim = replace(state.config.optim, gradient_checkpointing=True)
             state.config = replace(state.config, optim=optim)
-            state.student.model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations_(state.student.model)
         if not is_shared:
             without = lambda policy, batch, features: completion_hidden(policy, batch)  # noqa: E731
             monkeypatch.setattr(step, "completion_hidden", without)

@@ -17,6 +17,7 @@ from dopd_vlm.config import (
     RunConfig,
 )
 from dopd_vlm.methods import METHODS, method
+from dopd_vlm.models import checkpoint_activations_
 from dopd_vlm.state import TrainState, encode_sample
 from dopd_vlm.step import Clock, NonFiniteLossError, distil_step
 from dopd_vlm.targets import arranged
@@ -254,7 +255,7 @@ def test_checkpointed_layers_run_twice_and_give_the_same_gradient(kind):
         optim = replace(state.config.optim, gradient_checkpointing=is_on)
         state.config = replace(state.config, optim=optim)
         if is_on:
-            state.student.model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations_(state.student.model)
         samples = make_samples(state, kind=kind)
         mlp = next(m for n, m in state.student.model.named_modules() if n.endswith("layers.0.mlp"))
         count = []

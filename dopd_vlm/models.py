@@ -87,6 +87,13 @@ def process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
+def end_processes() -> None:
+    """Waits for all processes and ends their group; one that left while others still talk to it may abort."""
+    state = process_state()
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
 def load_policy(
     config: ModelConfig, *, device: str | torch.device, trainable: bool, like: Policy | None = None
 ) -> Policy:

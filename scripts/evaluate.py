@@ -22,6 +22,7 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from dopd_vlm.eval.benchmarks import benchmark_names, load_benchmark
+from dopd_vlm.models import end_processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         run(options, console)
+        end_processes()
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2

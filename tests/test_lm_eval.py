@@ -261,6 +261,7 @@ sys.path.insert(0, sys.argv[1])
 import tiny
 from dopd_vlm.eval.lm_eval import PolicyLM
 from dopd_vlm.eval.lm_eval_run import run_tasks
+from dopd_vlm.models import end_processes
 lm = PolicyLM(policy=tiny.text_policy())
 assert lm.world_size == 2
 found = run_tasks(lm, ["local_lists"], include_path=Path(sys.argv[2]))
@@ -268,6 +269,7 @@ assert (found is not None) == (lm.rank == 0)
 if found:
     assert sorted(s["doc_id"] for s in found["samples"]["local_lists"]) == [0, 1, 2]
     print("shared", found["results"]["local_lists"]["exact_match,last"])
+end_processes()
 """
 
 

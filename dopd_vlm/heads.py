@@ -129,8 +129,13 @@ def default_chunk_size(width: int, dtype: torch.dtype, device: torch.device) -> 
     budget = CPU_CHUNK_BYTES
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        budget = min(MAX_CUDA_CHUNK_BYTES, int(free * CUDA_FREE_SHARE))
+        budget = cuda_chunk_bytes(free)
     return max(1, budget // (width * dtype.itemsize))
+
+
+def cuda_chunk_bytes(free: int) -> int:
+    """Bytes of one logits buffer on CUDA with so many bytes free."""
+    return min(MAX_CUDA_CHUNK_BYTES, max(0, int(free * CUDA_FREE_SHARE)))
 
 
 def rows_in_cache(width: int, dtype: torch.dtype, device: torch.device) -> int:

@@ -23,7 +23,7 @@ from dopd_vlm.dry_step import (
 )
 from dopd_vlm.encode import EncodedPrompt
 from dopd_vlm.features import StepFeatures
-from dopd_vlm.heads import CUDA_FREE_SHARE, MAX_CUDA_CHUNK_BYTES
+from dopd_vlm.heads import cuda_chunk_bytes
 from dopd_vlm.methods import Method
 from dopd_vlm.state import TrainState
 from dopd_vlm.types import ViewName
@@ -128,8 +128,7 @@ def predict(
 
 def _with_chunks(state: TrainState, free: int) -> TrainState:
     """The size of a chunk that `heads.default_chunk_size` would choose beside the models."""
-    budget = min(MAX_CUDA_CHUNK_BYTES, max(0, int(free * CUDA_FREE_SHARE)))
-    rows = max(1, budget // (4 * state.vocab_size))
+    rows = max(1, cuda_chunk_bytes(free) // (4 * state.vocab_size))
     method = replace(state.config.method, chunk_size=rows)
     return replace(state, config=replace(state.config, method=method))
 

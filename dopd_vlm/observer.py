@@ -12,19 +12,19 @@ from contextlib import contextmanager
 from dopd_vlm.histograms import histogram_record
 from dopd_vlm.report import write_report
 from dopd_vlm.routing import Thresholds
+from dopd_vlm.run_record import HISTOGRAMS_FILE, MAPS_FILE, PROBES_FILE
 from dopd_vlm.state import EncodedSample, TrainState, encode_sample
 from dopd_vlm.step import StepOutput
 from dopd_vlm.token_maps import probe_record, token_map_text, token_maps
 from dopd_vlm.token_page import token_map_page
 from dopd_vlm.trackers import log_token_maps
-from dopd_vlm.tracking import MAPS_FILE, Tracker
+from dopd_vlm.tracking import Tracker
 from dopd_vlm.types import Sample
 
 log = logging.getLogger(__name__)
 
 NUM_PROBES = 4
 """Samples whose tokens are looked at throughout a run."""
-PROBES_FILE, HISTOGRAMS_FILE = "probes.json", "histograms.jsonl"
 
 
 @contextmanager

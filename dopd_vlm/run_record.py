@@ -11,6 +11,8 @@ import yaml
 MOST_POINTS = 1000
 """Points of a curve; longer ones are averaged over neighbours."""
 
+METRICS_FILE, HISTOGRAMS_FILE, MAPS_FILE = "metrics.jsonl", "histograms.jsonl", "token_maps.jsonl"
+PROBES_FILE = "probes.json"
 Record = Mapping[str, Any]
 
 
@@ -80,18 +82,18 @@ def read_run(path: str | Path) -> RunRecord:
         raise ValueError(
             f"{folder} holds no run: there is no config.yaml; give a folder that scripts/train.py wrote"
         )
-    environment, probes = folder / "environment.json", folder / "probes.json"
+    environment, probes = folder / "environment.json", folder / PROBES_FILE
     return RunRecord(
         path=folder,
         config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
         environment=json.loads(environment.read_text(encoding="utf-8"))
         if environment.exists()
         else {},
-        metrics=read_lines(folder / "metrics.jsonl"),
-        histograms=read_lines(folder / "histograms.jsonl"),
+        metrics=read_lines(folder / METRICS_FILE),
+        histograms=read_lines(folder / HISTOGRAMS_FILE),
         skipped=read_lines(folder / "skipped.jsonl"),
         probes=json.loads(probes.read_text(encoding="utf-8")) if probes.exists() else [],
-        maps=read_lines(folder / "token_maps.jsonl"),
+        maps=read_lines(folder / MAPS_FILE),
     )
 
 

@@ -15,12 +15,11 @@ import torch
 
 from dopd_vlm.config import RunConfig, to_yaml
 from dopd_vlm.console import RunView
-from dopd_vlm.run_record import read_lines
+from dopd_vlm.run_record import MAPS_FILE, METRICS_FILE, read_lines
 from dopd_vlm.state import TrainState
 from dopd_vlm.step import StepOutput
 from dopd_vlm.token_maps import rounded, token_texts
 
-METRICS_FILE, MAPS_FILE = "metrics.jsonl", "token_maps.jsonl"
 PACKAGES = (
     "dopd-vlm",
     "torch",

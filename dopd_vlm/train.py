@@ -182,7 +182,7 @@ class Loop:
                 self.tracker.write("samples.jsonl", {"step": state.step, **record})
 
     def share(self, indices: Sequence[int]) -> Sequence[int]:
-        """This process's share of a step's rows."""
+        """This process's part of rows that all processes work on."""
         accelerator = self.state.accelerator
         return indices[accelerator.process_index :: accelerator.num_processes]
 
@@ -219,8 +219,7 @@ class Loop:
     def probe(self, score_answer: ScoreAnswer) -> dict[str, float]:
         """Greedy accuracy and length of the student in both views on the first training prompts."""
         state, chosen = self.state, []
-        accelerator = state.accelerator
-        for index in self.probe_rows[accelerator.process_index :: accelerator.num_processes]:
+        for index in self.share(self.probe_rows):
             try:
                 chosen.append(encode_sample(state, self.samples[index]))
             except ValueError:

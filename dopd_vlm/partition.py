@@ -13,6 +13,7 @@ from torch import Tensor
 
 LEAST_SUM, GREATEST_SUM = 1e-15, 1e20
 """Sums of unshifted exponentials in this range lose nothing to under- or overflow in float32."""
+LOG2_E = math.log2(math.e)
 LEAST_REST = 1e-38
 """Stands for the mass outside a support where it underflows, so that its logarithm is finite."""
 
@@ -27,6 +28,14 @@ class Partition:
     """[C, 1] log sum exp(logits)"""
 
 
+def exp_(values: Tensor, out: Tensor) -> Tensor:
+    """exp(values) in out, which may be values."""
+    if values.device.type != "cpu":
+        return torch.exp(values, out=out)
+    # A third of the time of MKL's exp; the product rounds as much as a logit itself is rounded.
+    return torch.mul(values, LOG2_E, out=out).exp2_()
+
+
 def exponentials_(logits: Tensor, ids: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
     """Leaves e = exp(logits - shift) in out, 0 at ids [L, K]; returns its sum and the shift [L, 1].
 
@@ -34,12 +43,12 @@ def exponentials_(logits: Tensor, ids: Tensor | None, out: Tensor) -> tuple[Tens
     GPU, looking at the sum would cost more).
     """
     if logits.device.type == "cpu":
-        total = _sum_outside_(torch.exp(logits, out=out), ids)
+        total = _sum_outside_(exp_(logits, out), ids)
         low, high = total.aminmax()
         if float(low) >= LEAST_SUM and float(high) <= GREATEST_SUM:
             return total, None
     shift = logits.amax(-1, keepdim=True)
-    return _sum_outside_(torch.sub(logits, shift, out=out).exp_(), ids), shift
+    return _sum_outside_(exp_(torch.sub(logits, shift, out=out), out), ids), shift
 
 
 def _sum_outside_(exponentials: Tensor, ids: Tensor | None) -> Tensor:

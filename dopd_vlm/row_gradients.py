@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import divergences
-from .partition import exponentials_, log_of, partition_of
+from .partition import exp_, exponentials_, log_of, partition_of
 from .types import Route
 
 Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -130,7 +130,7 @@ def _jsd_(pair: _Pair, beta: float) -> tuple[Tensor, Tensor]:
     log M - log p = log(1 - beta + beta q / p) needs no logarithm of a probability that underflows.
     """
     log_ratio = pair.log_ratio.clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    cost = torch.exp(log_ratio, out=pair.out).mul_(beta).add_(1.0 - beta).log_()
+    cost = exp_(log_ratio, pair.out).mul_(beta).add_(1.0 - beta).log_()
     target_kl = log_ratio.sub_(cost).mul_(pair.target).sum(-1, keepdim=True) / pair.target_total
     student_kl = -dot(pair.student, cost, pair.target) / pair.total
     cost.add_(student_kl).mul_(pair.student)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .divergences import top_k_ids
 from .heads import Buffer, Head, Softmax, as_head, chunk_dtype, logits_, products_of, rows_in_cache
-from .partition import log_sum_outside, partition_of
+from .partition import log_sum_outside, partition
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,9 +115,10 @@ def _valid_rows(hidden: Tensor, completion_ids: Tensor, mask: Tensor) -> _Rows:
 def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> _RowScores:
     dtype, device = chunk_dtype(rows.hidden, head.weight), rows.hidden.device
     num_rows, new = len(rows.ids), rows.hidden.new_empty
-    size, width = softmax.tile(num_rows, dtype, device)
-    lines = min(size, rows_in_cache(width, dtype, device))
-    scratch = new(lines, width, dtype=dtype)
+    size = max(1, min(2 * softmax.rows(num_rows, dtype, device), num_rows))
+    buffer = softmax.buffer.take(size, softmax.width, dtype, device)
+    lines = min(size, rows_in_cache(softmax.width, dtype, device))
+    scratch = new(lines, softmax.width, dtype=dtype)
     found = _RowScores(
         logp=new(num_rows, dtype=dtype),
         loss_logp=new(num_rows, dtype=dtype),
@@ -127,83 +128,31 @@ def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> _Ro
     for start in range(0, num_rows, size):
         at = slice(start, start + size)
         hidden = rows.hidden[rows.positions[at]].to(dtype)
-        part = _scores_of_chunk(hidden, rows.ids[at, None], head, softmax, keep, scratch)
+        logits = logits_(hidden, head, buffer[: len(hidden)])
+        part = _scores_of_chunk_(logits, rows.ids[at, None], softmax.temperature, keep, scratch)
         found.logp[at], found.loss_logp[at] = part.logp, part.loss_logp
         found.top_ids[at], found.top_logp[at] = part.top_ids, part.top_logp
     return found
 
 
-def _scores_of_chunk(
-    hidden: Tensor, ids: Tensor, head: Head, softmax: Softmax, keep: int, scratch: Tensor
+def _scores_of_chunk_(
+    logits: Tensor, ids: Tensor, temperature: float, keep: int, scratch: Tensor
 ) -> _RowScores:
-    """Scores of C rows in float64, a tile of the vocabulary after the other.
-
-    hidden: [C, H], ids: [C, 1], scratch: [L, width of a tile].
-    """
-    picked, found = hidden.new_empty(len(hidden), 1), None
-    for first in range(0, softmax.width, scratch.shape[1]):
-        width = min(scratch.shape[1], softmax.width - first)
-        logits = softmax.buffer.take(len(hidden), width, hidden.dtype, hidden.device)
-        logits_(hidden, head, logits, first)
-        at = (ids - first).clamp(0, width - 1)
-        torch.where(ids - first == at, logits.gather(-1, at), picked, out=picked)
-        tile = _tile_(logits, first, softmax.temperature, keep, scratch[:, :width])
-        found = tile if found is None else _join(found, tile, keep)
-    assert found is not None
-    part = partition_of(found.top, found.log_rest)
-    loss_logp = logp = picked / softmax.temperature - part.normaliser
-    if softmax.temperature != 1.0:
-        logp = picked - found.log_sum
-    return _RowScores(
-        logp=logp.squeeze(-1),
-        loss_logp=loss_logp.squeeze(-1),
-        top_ids=found.top_ids,
-        top_logp=part.logp,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Tile:
-    """What is kept of rows on a part of the vocabulary."""
-
-    top_ids: Tensor
-    """int64 [C, k], k = K or all that there are; greatest first, ties by the lowest id"""
-    top: Tensor
-    """[C, k] their logits, divided by the loss temperature"""
-    log_rest: Tensor
-    """float64 [C, 1] log sum exp of the others' logits, divided by the loss temperature"""
-    log_sum: Tensor
-    """float64 [C, 1] of all logits at temperature 1; unused where that is the loss temperature"""
-
-
-def _tile_(logits: Tensor, first: int, temperature: float, keep: int, scratch: Tensor) -> _Tile:
-    # Before the division, which may round two neighbours to a tie.
-    at = top_k_ids(logits, keep)
-    log_sum = None
+    """Scores in float64 of rows [C, V], which are divided by the temperature.  ids: [C, 1]"""
+    top_ids = top_k_ids(
+        logits, keep
+    )  # before the division, which may round two neighbours to a tie
+    logp = None
     if temperature != 1.0:
-        log_sum = log_sum_outside(logits, at[:, :0], scratch)
+        logp = logits.gather(-1, ids) - log_sum_outside(logits, ids[:, :0], scratch)
         logits.div_(temperature)
-    log_rest = log_sum_outside(logits, at, scratch)
-    return _Tile(
-        top_ids=at + first,
-        top=logits.gather(-1, at),
-        log_rest=log_rest,
-        log_sum=log_rest if log_sum is None else log_sum,
-    )
-
-
-def _join(low: _Tile, high: _Tile, keep: int) -> _Tile:
-    """Two tiles as one; the ids of `low` are the lower ones."""
-    # So that of equal logits the lower id comes first here too.
-    top, top_ids = torch.cat([low.top, high.top], -1), torch.cat([low.top_ids, high.top_ids], -1)
-    at = top_k_ids(top, keep)
-    left_out = top.double().scatter(-1, at, -torch.inf)
-    log_rest = torch.cat([low.log_rest, high.log_rest, left_out], -1).logsumexp(-1, keepdim=True)
-    return _Tile(
-        top_ids=top_ids.gather(-1, at),
-        top=top.gather(-1, at),
-        log_rest=log_rest,
-        log_sum=torch.logaddexp(low.log_sum, high.log_sum),
+    part = partition(logits, top_ids, scratch)
+    loss_logp = logits.gather(-1, ids) - part.normaliser
+    return _RowScores(
+        logp=(loss_logp if logp is None else logp).squeeze(-1),
+        loss_logp=loss_logp.squeeze(-1),
+        top_ids=top_ids,
+        top_logp=part.logp,
     )
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dopd_vlm.divergences import generalized_jsd
+from dopd_vlm.heads import product, tiles
 from dopd_vlm.routed_loss import LossOutput, routed_loss
 
 PEER_CHUNK = 64
-LIMIT_CHUNK, LIMIT_TILE = 512, 32768
-"""Rows of logits at a time, and vocabulary entries where no whole line is needed: the fastest found."""
+LIMIT_CHUNK = 512
+"""Rows at a time where no whole line of logits is needed: the fastest found."""
 LOGIT_SCALE = 3.0
 """Standard deviation of the random logits, in nats."""
 
@@ -136,23 +137,19 @@ def run_liger(inputs: Inputs, *, is_compiled: bool = False) -> None:
 def run_limit(inputs: Inputs, deep_share: float) -> None:
     """The matrix products of a routed step with trained head alone: (5 + h) of N x H x V."""
     dtype = torch.float32 if inputs.hidden.device.type == "cpu" else inputs.hidden.dtype
-    tokens, width = inputs.ids.numel(), len(inputs.head)
+    tokens = inputs.ids.numel()
     hidden, head = inputs.hidden.detach()[0].to(dtype), inputs.head.detach().to(dtype)
-    size = min(LIMIT_CHUNK, tokens)
-    buffer = hidden.new_empty(size, width)
-    out = torch.empty_like(hidden)
-    grad_head = torch.zeros_like(head)
-    for start in range(0, tokens, size):
-        rows = hidden[start : start + size]
-        logits = buffer[: len(rows)]
-        for part in (*head.split(LIMIT_TILE), *head.split(LIMIT_TILE)):  # the targets' scores
-            tile = buffer.flatten()[: len(rows) * len(part)].view(len(rows), len(part))
-            torch.mm(rows, part.T, out=tile)
-        torch.mm(rows, head.T, out=logits)
-        torch.mm(logits, head, out=out[start : start + size])
-        grad_head.addmm_(logits.T, rows)
-    for rows in hidden[: round(deep_share * tokens)].split(size):
-        torch.mm(rows, head.T, out=buffer[: len(rows)])
+    out, grad_head = torch.empty_like(hidden), torch.zeros_like(head)
+    for at in torch.arange(tokens).split(LIMIT_CHUNK):
+        rows, grad = hidden[at], out[at].zero_()
+        for tile, part in tiles(head, rows):
+            product(rows, part), product(rows, part)  # the targets' scores
+            logits = product(rows, part)
+            grad += product(logits, part.T)
+            grad_head[tile].addmm_(logits.T, rows)
+    for rows in hidden[: round(deep_share * tokens)].split(LIMIT_CHUNK):
+        for _, part in tiles(head, rows):
+            product(rows, part)
 
 
 @dataclass(frozen=True, kw_only=True)

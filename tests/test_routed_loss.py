@@ -27,6 +27,21 @@ def test_chunk_size_changes_nothing():
         torch.testing.assert_close(d_head, results[0][2], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_tiles_of_the_products_change_nothing(weights, monkeypatch):
+    """Tiles of one entry, of a few with a short last one, and the whole width, for heads stored in either dtype."""
+    case = Case(12, dtype=torch.float32)
+    case.head, case.teacher_head = case.head.to(weights), case.teacher_head.to(weights)
+    results = []
+    for size in (4, 400, 4 << 20):
+        monkeypatch.setattr(heads, "PRODUCT_TILE_BYTES", size)
+        results.append(case.grads(METHODS["dopd"], chunk_size=5))
+    for output, d_hidden, d_head in results[1:]:
+        torch.testing.assert_close(output.per_token, results[0][0].per_token, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(d_hidden, results[0][1], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(d_head, results[0][2], rtol=1e-5, atol=1e-6)
+
+
 def test_masked_tokens_are_as_if_dropped():
     case = Case(12)
     before = case.grads(METHODS["dopd"])
@@ -258,7 +273,7 @@ class PeakBytes(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["dopd", "opd", "opd_full", "opsd"])
 def test_memory_does_not_grow_with_the_tokens(name, monkeypatch):
     """Over inputs and gradients: chunks of logits, and K numbers per token of those that need them."""
-    monkeypatch.setattr(heads, "MIN_SCORED_ROWS", 32)
+    monkeypatch.setattr(heads, "PRODUCT_TILE_BYTES", 4096)
     chunk, vocab, peaks = 8, 2000, []
     for num_tokens in (64, 256):
         case = Case(34, torch.float32, shape=(1, num_tokens), vocab=vocab, rate=1.0)

@@ -64,6 +64,11 @@ def notes(config: RunConfig, device: Device, *, asked: bool) -> list[str]:
         )
     if device.kind == "cpu" and not asked:
         found.append("this machine has no GPU: --memory=80 asks about one of 80 GiB, in bfloat16")
+    if device.kind == "cpu":
+        found.append(
+            "counted are live tensors; malloc may hold on to freed memory beside them, a quarter more was seen: "
+            "MALLOC_MMAP_THRESHOLD_=65536 in the environment gives it back, for some time"
+        )
     if device.kind == "cuda":
         found.append(
             "weights that are trained, moments and gradients in float32, the rest in bfloat16"

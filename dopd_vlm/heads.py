@@ -4,7 +4,7 @@ Shapes: C rows of a chunk, H hidden size, V width of the softmax. All products a
 dtype (float32, or float64 for float64 input) whatever dtype the weights are stored in.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -156,25 +156,11 @@ def products_of(dtype: torch.dtype) -> Iterator[None]:
         matmul.fp32_precision = before
 
 
-def _linear() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """oneDNN's rows @ weight.T of float32 on CPU; None where this torch has none.
-
-    torch.mm calls MKL, which takes a third to a half more time for a few hundred rows. The operator that reaches
-    oneDNN without a copy of the weight is inductor's.
-    """
-    if not (
-        torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    ):
-        return None
-    linear = torch.ops.mkldnn._linear_pointwise
-    return lambda rows, weight: linear(rows, weight, None, "none", [], "")
-
-
-LINEAR = _linear()
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _is_onednn(rows: Tensor) -> bool:
-    return LINEAR is not None and rows.device.type == "cpu" and rows.dtype == torch.float32
+    return HAS_ONEDNN and rows.device.type == "cpu" and rows.dtype == torch.float32
 
 
 def tiles(weight: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -189,17 +175,28 @@ def tiles(weight: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
     """rows @ weight.T of one dtype.  [C, H], [L, H] -> [C, L]"""
-    return LINEAR(rows, weight) if LINEAR and _is_onednn(rows) else rows @ weight.T
+    if _is_onednn(rows):
+        # torch.mm calls MKL, which takes a third to a half more time for a few hundred rows. The operator that
+        # reaches oneDNN without a copy of the weight is inductor's.
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+    return rows @ weight.T
+
+
+def product_(rows: Tensor, weight: Tensor, out: Tensor, *, adds: bool = False) -> None:
+    """Writes `product` into out [C, L], or adds it."""
+    if not _is_onednn(rows):
+        out.addmm_(rows, weight.T, beta=int(adds))  # with beta 0 what was there is not read
+    elif adds:
+        out += product(rows, weight)
+    else:
+        out.copy_(product(rows, weight))
 
 
 def logits_(rows: Tensor, head: Head, out: Tensor) -> Tensor:
     """Writes the logits of rows [C, H] into out [C, V], of the same dtype, and returns it."""
     width = out.shape[-1]
     for tile, weight in tiles(head.weight.detach()[:width], rows):
-        if _is_onednn(rows):
-            out[:, tile] = product(rows, weight)
-        else:
-            torch.mm(rows, weight.T, out=out[:, tile])
+        product_(rows, weight, out[:, tile])
     if head.bias is not None:
         out += head.bias.detach()[:width]
     if head.logit_scale != 1.0:
@@ -221,8 +218,5 @@ def hidden_grad(grad_logits: Tensor, head: Head) -> Tensor:
     weights = head.weight.detach()[: grad_logits.shape[-1]]
     out = grad_logits.new_zeros(len(grad_logits), weights.shape[1])
     for tile, weight in tiles(weights, grad_logits):
-        if _is_onednn(grad_logits):
-            out += product(grad_logits[:, tile], weight.T)
-        else:
-            out.addmm_(grad_logits[:, tile], weight)
+        product_(grad_logits[:, tile], weight.T, out, adds=True)
     return out

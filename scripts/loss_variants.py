@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dopd_vlm.divergences import generalized_jsd
-from dopd_vlm.heads import product, tiles
+from dopd_vlm.heads import product, product_, tiles
 from dopd_vlm.routed_loss import LossOutput, routed_loss
 
 PEER_CHUNK = 64
@@ -137,17 +137,16 @@ def run_liger(inputs: Inputs, *, is_compiled: bool = False) -> None:
 def run_limit(inputs: Inputs, deep_share: float) -> None:
     """The matrix products of a routed step with trained head alone: (5 + h) of N x H x V."""
     dtype = torch.float32 if inputs.hidden.device.type == "cpu" else inputs.hidden.dtype
-    tokens = inputs.ids.numel()
     hidden, head = inputs.hidden.detach()[0].to(dtype), inputs.head.detach().to(dtype)
-    out, grad_head = torch.empty_like(hidden), torch.zeros_like(head)
-    for at in torch.arange(tokens).split(LIMIT_CHUNK):
-        rows, grad = hidden[at], out[at].zero_()
+    grad_hidden, grad_head = torch.zeros_like(hidden), torch.zeros_like(head)
+    chunks = zip(hidden.split(LIMIT_CHUNK), grad_hidden.split(LIMIT_CHUNK), strict=True)
+    for rows, grad in chunks:
         for tile, part in tiles(head, rows):
             product(rows, part), product(rows, part)  # the targets' scores
             logits = product(rows, part)
-            grad += product(logits, part.T)
+            product_(logits, part.T, grad, adds=True)
             grad_head[tile].addmm_(logits.T, rows)
-    for rows in hidden[: round(deep_share * tokens)].split(LIMIT_CHUNK):
+    for rows in hidden[: round(deep_share * len(hidden))].split(LIMIT_CHUNK):
         for _, part in tiles(head, rows):
             product(rows, part)
 

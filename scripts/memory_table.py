@@ -29,7 +29,7 @@ def show_memory(config: RunConfig, console: Console, gpu_gib: float | None = Non
     config = build.resolved(config)
     report = report_of(config, device)
     console.print(table(report))
-    for note in notes(config, device, asked=gpu_gib is not None):
+    for note in notes(config, device):
         console.print(note, markup=False)
     word, style = verdict(report, device)
     console.print(
@@ -53,7 +53,7 @@ def verdict(report: MemoryReport, device: Device) -> tuple[str, str]:
     return "it fits", "green"
 
 
-def notes(config: RunConfig, device: Device, *, asked: bool) -> list[str]:
+def notes(config: RunConfig, device: Device) -> list[str]:
     """What the reader must know of these numbers."""
     found = []
     known = [m.path for m in (config.student, config.teacher) if known_model(m.path)]
@@ -62,9 +62,8 @@ def notes(config: RunConfig, device: Device, *, asked: bool) -> list[str]:
             f"{', '.join(dict.fromkeys(known))}: from a table of shapes, prompts' lengths estimated; "
             "a folder with config and processor in its place gives exact ones"
         )
-    if device.kind == "cpu" and not asked:
-        found.append("this machine has no GPU: --memory=80 asks about one of 80 GiB, in bfloat16")
     if device.kind == "cpu":
+        found.append("this machine has no GPU: --memory=80 asks about one of 80 GiB, in bfloat16")
         found.append(
             "counted are live tensors; malloc may hold on to freed memory beside them, a quarter more was seen: "
             "MALLOC_MMAP_THRESHOLD_=65536 in the environment gives it back, for some time"

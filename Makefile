@@ -34,7 +34,7 @@ demo-text: install
 demo-llm: install
 	rm -rf runs/demo_llm runs/demo_llm_dopd
 	$(BIN)/pip install --quiet --disable-pip-version-check gguf
-	$(BIN)/python scripts/make_smollm2.py
+	$(BIN)/python scripts/make/smollm2.py
 	$(BIN)/python scripts/train.py scripts/recipes/demo_llm.yaml
 	$(BIN)/python scripts/train.py scripts/recipes/demo_llm.yaml name=demo_llm_dopd method.name=dopd
 
@@ -54,16 +54,16 @@ test-slow: install-dev
 
 # lmms-eval, in an environment of its own in ~/.cache/dopd_vlm, has our accuracy on the same questions.
 test-lmms: install
-	$(BIN)/python scripts/lmms_eval_test.py
+	$(BIN)/python scripts/checks/lmms.py
 
 # Our answers in the files of bfcl-eval and VLMEvalKit, scored by these programs.
 test-exports: install
-	$(BIN)/python scripts/export_test.py
+	$(BIN)/python scripts/checks/exports.py
 
 # lm-eval on real weights: SmolLM2-135M, 40 programs and 200 word problems, about 15 minutes on two cores.
 compare-harnesses: install-dev
-	$(BIN)/python scripts/make_smollm2.py
-	$(BIN)/python scripts/compare_harnesses.py $(SMOLLM2) --out runs/harnesses
+	$(BIN)/python scripts/make/smollm2.py
+	$(BIN)/python scripts/checks/harnesses.py $(SMOLLM2) --out runs/harnesses
 
 bench: install
 	$(BIN)/python scripts/bench.py loss

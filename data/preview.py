@@ -8,7 +8,7 @@ from itertools import groupby
 
 from PIL import Image
 
-from dopd_vlm.picture_uri import picture_uri
+from dopd_vlm.data_uri import picture_uri
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.types import Message, Sample, View, ViewName
 

@@ -14,9 +14,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from .lines import JsonLines
-from .tables import HubTable, Table, parquet_table
-from .webdataset import TarTable
+from .sources.jsonl import JsonLines
+from .sources.tables import HubTable, Table, parquet_table
+from .sources.webdataset import TarTable
 
 Row = dict[str, Any]
 METADATA = "metadata.jsonl"

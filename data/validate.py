@@ -9,9 +9,9 @@ from typing import Any
 
 from dopd_vlm.types import Sample
 
-from .annotations import annotation_type, type_names
+from .annotations.registry import annotation_type, type_names
+from .annotations.texts import disclosed
 from .questions import parse_json
-from .texts import disclosed
 from .views import Skipped, make_sample, origin_of, uid_of
 
 MAX_LISTED = 20

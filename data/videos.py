@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from .pictures import MAX_PIXELS, load_picture, picture_path
+from .images import MAX_PIXELS, load_picture, picture_path
 from .questions import PLACEHOLDER
 
 DECODERS = ("decord", "torchcodec")

@@ -10,9 +10,9 @@ from PIL import Image
 
 from dopd_vlm.types import Sample, View
 
-from .annotations import CheckedType, DrawnType, annotation_type, forms
+from .annotations.registry import CheckedType, DrawnType, annotation_type, forms
 from .coords import Frame, check_family
-from .pictures import MAX_PIXELS, load_picture
+from .images import MAX_PIXELS, load_picture
 from .questions import Question, parse_json, read_question
 from .videos import load_clips
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .types import Tail
+from dopd_vlm.types import Tail
 
 PairDivergence = Callable[[Tensor, Tensor], Tensor]
 Support = Literal["target", "student"]

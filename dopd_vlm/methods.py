@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .types import Regime, Route, Tail, ViewName
+from dopd_vlm.types import Regime, Route, Tail, ViewName
 
 TOP_K = 128
 LIGHT, WEAK = 0.6, 0.3

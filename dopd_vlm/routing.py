@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .types import Regime, Route
+from dopd_vlm.types import Regime, Route
 
 Statistic = Literal["mean", "median"]
 TrimOf = Literal["gap", "each"]

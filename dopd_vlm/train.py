@@ -16,18 +16,18 @@ import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from dopd_vlm.assembly import build_state, make_accelerator, run_folder
-from dopd_vlm.checkpoint import check_space, save_checkpoint
 from dopd_vlm.config import RunConfig
-from dopd_vlm.console import RunView
-from dopd_vlm.models import Policy
-from dopd_vlm.observer import Observer
-from dopd_vlm.prefetch import EncodedStream, num_workers, start_server
-from dopd_vlm.privilege_probe import privilege_probe
-from dopd_vlm.state import EncodedSample, TrainState, encode_sample
-from dopd_vlm.step import Clock, train_step
-from dopd_vlm.trackers import check_trackers, start_trackers, stop_trackers
-from dopd_vlm.tracking import Tracker, decoded_samples, memory_metrics, open_run_folder
+from dopd_vlm.models.policy import Policy
+from dopd_vlm.tracking.console import RunView
+from dopd_vlm.tracking.observer import Observer
+from dopd_vlm.tracking.privilege_probe import privilege_probe
+from dopd_vlm.tracking.tracker import Tracker, decoded_samples, memory_metrics, open_run_folder
+from dopd_vlm.tracking.trackers import check_trackers, start_trackers, stop_trackers
+from dopd_vlm.training.build import build_state, make_accelerator, run_folder
+from dopd_vlm.training.checkpoint import check_space, save_checkpoint
+from dopd_vlm.training.samples import EncodedStream, num_workers, start_server
+from dopd_vlm.training.state import EncodedSample, TrainState, encode_sample
+from dopd_vlm.training.step import Clock, train_step
 from dopd_vlm.types import Sample
 
 log = logging.getLogger(__name__)

@@ -15,18 +15,24 @@ from rich.progress import Progress
 
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.endpoint import Endpoint
-from dopd_vlm.models import Policy, load_policy, process_state
+from dopd_vlm.models.policy import Policy, load_policy, process_state
 from dopd_vlm.types import Sample, ViewName
 
-from .aggregate import aggregate
-from .benchmarks import Benchmark, Generation, load_benchmark
-from .endpoint import endpoint_generator, endpoint_name
-from .generators import Completion, Generate, halving, local_generator
-from .records import finished, scored, stored
-from .requests import Request, digest, image_settings, make_requests, model_fingerprint
-from .results import Results, write_results
+from .benchmarks.benchmark import Benchmark, Generation, load_benchmark
+from .completions.endpoint import endpoint_generator, endpoint_name
+from .completions.generators import Completion, Generate, halving, local_generator
+from .completions.records import finished, scored, stored
+from .completions.requests import (
+    Request,
+    digest,
+    image_settings,
+    make_requests,
+    model_fingerprint,
+)
+from .completions.store import Record, SampleStore
+from .results.aggregate import aggregate
+from .results.results import Results, write_results
 from .scorers import row_scorer
-from .store import Record, SampleStore
 
 VIEWS: tuple[ViewName, ...] = ("plain", "privileged")
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from dopd_vlm.types import Sample, View
 
-from .requests import pictures_hash
+from .completions.requests import pictures_hash
 
 
 class PicturePool:

@@ -10,7 +10,11 @@ from typing import Any
 
 from dopd_vlm.types import Sample
 
-from .answers import (
+from .official.autologi import score_arrangement
+from .official.bfcl import score_calls
+from .official.livebench import score_livebench
+from .official.zebralogic import score_grid
+from .scoring.answers import (
     NUMBER,
     Score,
     declared_answer,
@@ -21,13 +25,9 @@ from .answers import (
     unread,
     value_of,
 )
-from .arrangements import score_arrangement
-from .choices import extract_choice, extract_choices, options_in
-from .function_calls import score_calls
-from .livebench import score_livebench
-from .logic_grids import score_grid
-from .math_answers import score_math
-from .programs import score_code, score_tests
+from .scoring.choices import extract_choice, extract_choices, options_in
+from .scoring.math_answers import score_math
+from .scoring.programs import score_code, score_tests
 
 __all__ = [
     "SCORERS",

@@ -16,16 +16,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from build import rows_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dopd_vlm.data.annotate import DROPPED, REPLIES, Outcome, annotate
-from dopd_vlm.data.annotate import Progress as Counts
-from dopd_vlm.data.annotate_prompts import WORDINGS
-from dopd_vlm.data.annotate_standing import Task
+from dopd_vlm.data.annotate.annotate_prompts import WORDINGS
+from dopd_vlm.data.annotate.outcomes import Task
+from dopd_vlm.data.annotate.pipeline import DROPPED, REPLIES, Outcome, annotate
+from dopd_vlm.data.annotate.pipeline import Progress as Counts
 from dopd_vlm.data.coords import FAMILIES
 from dopd_vlm.endpoint import Endpoint
+from dopd_vlm.scripts.wiring.samples import rows_of
 
 LINE_EVERY_S = 30.0
 """How often a line is printed where there is no terminal."""

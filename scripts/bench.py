@@ -6,7 +6,7 @@
     python scripts/bench.py data --help
     python scripts/bench.py streaming --help
 
-Each subcommand is the `main(argv)` of bench_<subcommand>.py, imported when it is called.
+Each subcommand is the `main(argv)` of benchmarks/<subcommand>.py, imported when it is called.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("command", choices=list(COMMANDS))
     command = parser.parse_args(sys.argv[1:2]).command
-    import_module(f"bench_{command}").main(sys.argv[2:])
+    import_module(f"dopd_vlm.scripts.benchmarks.{command}").main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from task_samples import task_rows
-
 from dopd_vlm.data.views import make_samples
-from dopd_vlm.eval.arrangements import solve
-from dopd_vlm.eval.benchmarks import Benchmark, load_benchmark
-from dopd_vlm.eval.schemas import Row, convert
+from dopd_vlm.eval.benchmarks.benchmark import Benchmark, load_benchmark
+from dopd_vlm.eval.benchmarks.convert import Row, convert
+from dopd_vlm.eval.official.autologi import solve
 from dopd_vlm.eval.scorers import LETTERS, row_scorer
+from dopd_vlm.scripts.wiring.task_samples import task_rows
 from dopd_vlm.types import Sample
 
 SHOWN = 5

@@ -14,15 +14,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import build  # noqa: F401  # first: it keeps this script from standing in for the library `evaluate`
-from evaluate_options import parser
-from evaluate_other import compare, export_all, run_lm_eval
-from evaluate_tasks import evaluate_all
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from dopd_vlm.eval.benchmarks import benchmark_names, load_benchmark
-from dopd_vlm.models import end_processes
+from dopd_vlm.eval.benchmarks.benchmark import benchmark_names, load_benchmark
+from dopd_vlm.models.policy import end_processes
+from dopd_vlm.scripts.wiring.evaluate_options import parser
+from dopd_vlm.scripts.wiring.evaluate_other import compare, export_all, run_lm_eval
+from dopd_vlm.scripts.wiring.evaluate_tasks import evaluate_all
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,10 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from build import rows_of
-
-from dopd_vlm.data.exporters import EXPORTERS, export
+from dopd_vlm.data.formats.exporters import EXPORTERS, export
 from dopd_vlm.data.validate import MAX_LISTED
+from dopd_vlm.scripts.wiring.samples import rows_of
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dopd_vlm.data.importers import IMPORTERS, QUESTION, import_folder
+from dopd_vlm.data.formats.importers import IMPORTERS, QUESTION, import_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,16 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from build import local_path, resolved, rows_of, score_answer
-
 from dopd_vlm.config import RunConfig, read_config
-from dopd_vlm.data.annotations import forms, type_names
+from dopd_vlm.data.annotations.registry import forms, type_names
 from dopd_vlm.data.coords import resized_size
-from dopd_vlm.data.importers import IMPORTERS, import_folder
+from dopd_vlm.data.formats.importers import IMPORTERS, import_folder
 from dopd_vlm.data.preview import Prompts, ShownToken, preview_page, readable_prompts
 from dopd_vlm.data.views import AnnotationChoice, make_samples
-from dopd_vlm.encode import EncodedPrompt, collate
+from dopd_vlm.models.encoder import EncodedPrompt, collate
 from dopd_vlm.prompts import PromptTemplate, build_prompts
+from dopd_vlm.scripts.wiring.samples import local_path, resolved, rows_of, score_answer
 from dopd_vlm.types import Message, Sample
 
 PAGE = "preview.html"
@@ -97,11 +96,11 @@ def rollouts(
     The teacher is the recipe's, and so is a frozen self-target: the weights training began with.
     """
     # Models are needed here only; without a checkpoint the page is made in seconds.
-    from dopd_vlm.assembly import build_state, make_accelerator
-    from dopd_vlm.models import load_policy
-    from dopd_vlm.state import encode_sample
-    from dopd_vlm.token_maps import token_maps
-    from dopd_vlm.token_page import token_map_html
+    from dopd_vlm.models.policy import load_policy
+    from dopd_vlm.report.token_page import token_map_html
+    from dopd_vlm.tracking.token_maps import token_maps
+    from dopd_vlm.training.build import build_state, make_accelerator
+    from dopd_vlm.training.state import encode_sample
 
     student = replace(config.student, path=checkpoint)
     state = build_state(

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dopd_vlm.comparison import write_comparison
-from dopd_vlm.report import write_report
-from dopd_vlm.still import write_still
+from dopd_vlm.report.comparison import write_comparison
+from dopd_vlm.report.run_page import write_report
+from dopd_vlm.report.static_figure import write_still
 
 if TYPE_CHECKING:
-    from dopd_vlm.eval.results import Results
+    from dopd_vlm.eval.results.results import Results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,9 @@ def final_scores(run_dirs: Sequence[Path]) -> list[dict[str, str]]:
 
     Differences only where both answered the same questions.
     """
-    from build import last_evaluation  # here: pages and pictures of one run need no benchmarks
+    from dopd_vlm.scripts.wiring.samples import (
+        last_evaluation,  # here: pages and pictures of one run need no benchmarks
+    )
 
     lines = []
     evaluations = [last_evaluation(path) for path in run_dirs]
@@ -73,7 +75,7 @@ def final_scores(run_dirs: Sequence[Path]) -> list[dict[str, str]]:
 
 def paired(one: "Results", first: "Results | None") -> dict[str, str]:
     """The columns that compare a run with the first one."""
-    from dopd_vlm.eval.stats import mcnemar, paired_difference
+    from dopd_vlm.eval.results.stats import mcnemar, paired_difference
 
     columns: dict[str, str] = dict.fromkeys(
         ("minus first, %", "p (paired)", "only this / only first", "p (McNemar)"), ""

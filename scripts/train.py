@@ -15,18 +15,25 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from build import Evaluation, good_rows, resizer, resolved, score_answer, training_samples
-from memory_table import show_memory
 from rich.console import Console
 from rich.pretty import pprint
 from transformers.utils.logging import disable_progress_bar
 
-from dopd_vlm.assembly import configured_method
 from dopd_vlm.config import RunConfig, parser, read_config
-from dopd_vlm.models import process_state
+from dopd_vlm.models.policy import process_state
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.step import NonFiniteLossError
+from dopd_vlm.scripts.wiring.memory_table import show_memory
+from dopd_vlm.scripts.wiring.samples import (
+    Evaluation,
+    good_rows,
+    resizer,
+    resolved,
+    score_answer,
+    training_samples,
+)
 from dopd_vlm.train import TrainResult, train
+from dopd_vlm.training.build import configured_method
+from dopd_vlm.training.step import NonFiniteLossError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

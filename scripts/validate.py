@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from build import rows_of
-
 from dopd_vlm.data.validate import data_card, validate
+from dopd_vlm.scripts.wiring.samples import rows_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,18 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent.parent / "scripts"))
-import bench_step
-import build
-import memory_table
 import torch
 from accelerate import Accelerator
 
-from dopd_vlm.assembly import build_state
 from dopd_vlm.config import RunConfig, read_config
-from dopd_vlm.memory import this_device
-from dopd_vlm.state import encode_sample
-from dopd_vlm.step import Clock, train_step
+from dopd_vlm.memory.predict import this_device
+from dopd_vlm.scripts.benchmarks import step as bench_step
+from dopd_vlm.scripts.wiring import memory_table
+from dopd_vlm.scripts.wiring import samples as build
+from dopd_vlm.training.build import build_state
+from dopd_vlm.training.state import encode_sample
+from dopd_vlm.training.step import Clock, train_step
 
 STEPS = 2
 """The optimizer's moments are there from the second on."""

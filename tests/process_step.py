@@ -10,8 +10,8 @@ import sys
 import torch
 from test_step import UIDS, make_rollouts, make_samples, make_state
 
-from dopd_vlm.privilege_probe import privilege_probe
-from dopd_vlm.step import Clock, distil_step
+from dopd_vlm.tracking.privilege_probe import privilege_probe
+from dopd_vlm.training.step import Clock, distil_step
 
 
 def main(out: str, name: str, micro: str, shares: str) -> None:

@@ -7,7 +7,7 @@ import reference
 import torch
 
 from dopd_vlm.methods import Method
-from dopd_vlm.routed_loss import routed_loss
+from dopd_vlm.routed_loss.loss import routed_loss
 from dopd_vlm.types import Regime, Route
 
 B, T, V, H, H_TEACHER, WIDER = 3, 7, 41, 5, 6, 4

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dopd_vlm.data.annotate import annotate
-from dopd_vlm.data.annotate_replies import BadReplyError, json_in, reply_schema, written_value
-from dopd_vlm.data.annotate_standing import Task
+from dopd_vlm.data.annotate.outcomes import Task
+from dopd_vlm.data.annotate.pipeline import annotate
+from dopd_vlm.data.annotate.replies import BadReplyError, json_in, reply_schema, written_value
 from dopd_vlm.data.coords import Frame
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.validate import validate

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from real_server import llama_cpp_serve, transformers_serve
 
-from dopd_vlm.data.annotate import annotate
-from dopd_vlm.data.annotate_standing import Task
-from dopd_vlm.data.embedded import embedded_model
+from dopd_vlm.data.annotate.outcomes import Task
+from dopd_vlm.data.annotate.pipeline import annotate
+from dopd_vlm.data.annotations.texts import disclosed
+from dopd_vlm.data.embedded.sets import embedded_model
 from dopd_vlm.data.rows import read_rows
-from dopd_vlm.data.texts import disclosed
 from dopd_vlm.data.validate import validate
 from dopd_vlm.data.views import make_samples
 from dopd_vlm.endpoint import Endpoint

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dopd_vlm.data import annotations
-from dopd_vlm.data.annotations import (
+from dopd_vlm.data.annotations import registry as annotations
+from dopd_vlm.data.annotations.boxes import Box
+from dopd_vlm.data.annotations.masks import decode_runs
+from dopd_vlm.data.annotations.registry import (
     TYPES,
     AnnotationType,
     CheckedType,
@@ -19,10 +21,8 @@ from dopd_vlm.data.annotations import (
     register,
     type_names,
 )
-from dopd_vlm.data.boxes import Box
+from dopd_vlm.data.annotations.texts import disclosed
 from dopd_vlm.data.coords import Frame
-from dopd_vlm.data.masks import decode_runs
-from dopd_vlm.data.texts import disclosed
 
 SIZES = [(120, 70), (64, 90)]
 FRAME = Frame(family="qwen3", size=SIZES[0], rest=(Frame(family="qwen3", size=SIZES[1]),))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dopd_vlm.eval.arrangements import arrangement_gold, read_arrangement, solve
+from dopd_vlm.eval.official.autologi import arrangement_gold, read_arrangement, solve
 from dopd_vlm.eval.scorers import scorer
 from dopd_vlm.types import Sample, View
 

@@ -1,16 +1,13 @@
 """`bench.py step` and `bench.py rollout` on tiny sizes: every variant does the same work, timings add up."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-import bench_rollout
-import bench_step
-import bench_timings
+from dopd_vlm.scripts.benchmarks import rollout as bench_rollout
+from dopd_vlm.scripts.benchmarks import step as bench_step
+from dopd_vlm.scripts.benchmarks import timings as bench_timings
 
 SIZES = [
     "--prompts",

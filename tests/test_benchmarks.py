@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dopd_vlm.eval.benchmarks import SUITES, Generation, benchmark_names, load_benchmark
+from dopd_vlm.eval.benchmarks.benchmark import SUITES, Generation, benchmark_names, load_benchmark
 
 
 @pytest.mark.parametrize("name", benchmark_names())

@@ -1,12 +1,12 @@
 """scripts/check_task_rows.py on fixture rows: counts, broken rows and golds that do not count."""
 
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from dopd_vlm.scripts import check_task_rows
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures" / "tasks"
@@ -16,12 +16,8 @@ Check = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
-    # At the end: the folder has an evaluate.py, which must not hide the library.
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "scripts")])
-    main = importlib.import_module("check_task_rows").main
-
     def call(*arguments: str | Path) -> tuple[int, str]:
-        status = main([str(one) for one in arguments])
+        status = check_task_rows.main([str(one) for one in arguments])
         captured = capsys.readouterr()
         return status, captured.out + captured.err
 

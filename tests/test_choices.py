@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dopd_vlm.eval.choices import extract_choice, extract_choices, options_in
+from dopd_vlm.eval.scoring.choices import extract_choice, extract_choices, options_in
 
 FOUR = {"A": "red apple", "B": "blue car", "C": "green key", "D": "yellow dog"}
 TEN = {letter: f"option number {i}" for i, letter in enumerate("ABCDEFGHIJ")}

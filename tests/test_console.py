@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from dopd_vlm.console import BAR_WIDTH, MOST_LINES, RunView, plain_accuracy, regime_bar
+from dopd_vlm.tracking.console import BAR_WIDTH, MOST_LINES, RunView, plain_accuracy, regime_bar
 
 METRICS = {
     "loss": 0.5123, "threshold/gap": 0.25, "share/lh": 0.5, "share/ll": 0.1, "share/ht": 0.3, "share/hs": 0.1,

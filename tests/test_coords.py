@@ -15,7 +15,7 @@ from qwen_vl_utils.vision_process import smart_resize as utils_resize
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as hf_resize
 
 from dopd_vlm.data.coords import FAMILIES, Frame, cell_size, decode, encode, resized_size
-from dopd_vlm.data.pictures import MAX_ASPECT
+from dopd_vlm.data.images import MAX_ASPECT
 from dopd_vlm.data.views import make_sample
 
 PHOTO = Path(__file__).parents[1] / "data" / "assets" / "photos" / "coffee.jpg"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dopd_vlm.config import read_config
-from dopd_vlm.data import annotations
+from dopd_vlm.data.annotations import registry as annotations
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_samples
 
@@ -28,12 +28,6 @@ def blocks_of(page: str) -> list[tuple[str, str, str]]:
     """(language, code, indented text right behind it) of each block of the page, in order."""
     found = BLOCK.findall((DATA / page).read_text(encoding="utf-8"))
     return [(kind, code, re.sub("(?m)^    ", "", shown).strip()) for kind, code, shown in found]
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """Scripts can be imported, from behind the libraries: scripts/evaluate.py has the name of one."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "scripts")])
 
 
 @pytest.fixture
@@ -64,7 +58,9 @@ def run_command(line: str) -> None:
         return
     program, script, *arguments = command
     assert program == "python" and (ROOT / script).is_file(), line
-    assert importlib.import_module(Path(script).stem).main(arguments) == 0, line
+    assert importlib.import_module(f"dopd_vlm.scripts.{Path(script).stem}").main(arguments) == 0, (
+        line
+    )
 
 
 def install_metadata(pyproject: Path) -> None:
@@ -101,11 +97,11 @@ def run_page(page: str, folder: Path, capsys) -> None:
                 run_command(line)
 
 
-def test_the_overview_runs_and_prints_what_it_shows(folder, scripts, capsys) -> None:
+def test_the_overview_runs_and_prints_what_it_shows(folder, capsys) -> None:
     run_page("README.md", folder, capsys)
 
 
-def test_bringing_data_leaves_rows_a_card_and_pages(folder, scripts, capsys) -> None:
+def test_bringing_data_leaves_rows_a_card_and_pages(folder, capsys) -> None:
     run_page("BRING_YOUR_DATA.md", folder, capsys)
     (imported,) = read_rows("from_coco")
     assert imported["annotations"]["boxes"][0]["bbox"] == [40, 60, 80, 50]
@@ -113,7 +109,7 @@ def test_bringing_data_leaves_rows_a_card_and_pages(folder, scripts, capsys) -> 
     assert "Find the cup." in (folder / "my_rows.html").read_text(encoding="utf-8")
 
 
-def test_a_new_type_is_one_file_and_one_line_and_is_seen(folder, scripts, capsys) -> None:
+def test_a_new_type_is_one_file_and_one_line_and_is_seen(folder, capsys) -> None:
     run_page("ADD_ANNOTATION_TYPE.md", folder, capsys)
     assert "gaze" not in annotations.TYPES, "the entry point alone made it known"
     page = (folder / "looks.html").read_text(encoding="utf-8")
@@ -199,7 +195,7 @@ def test_each_of_the_paper_s_forms_is_a_recipe_line(form, line) -> None:
 def test_pages_do_not_name_files_that_are_absent() -> None:
     for page in PAGES:
         text = (DATA / page).read_text(encoding="utf-8")
-        for script in re.findall(r"scripts/\w+\.(?:py|yaml)", text):
+        for script in re.findall(r"scripts/[\w/]+\.(?:py|yaml)", text):
             assert (ROOT / script).is_file(), f"{page}: {script}"
         for target in re.findall(r"\]\((\w+\.md)\)", text):
             assert (DATA / target).is_file()

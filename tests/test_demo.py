@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dopd_vlm.config import ModelConfig
-from dopd_vlm.data.embedded import MODELS, embedded_model
-from dopd_vlm.models import load_policy
+from dopd_vlm.data.embedded.sets import MODELS, embedded_model
+from dopd_vlm.models.policy import load_policy
 
 ROOT = Path(__file__).parent.parent
 SHORT = [

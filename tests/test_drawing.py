@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image, ImageChops, ImageColor
 
-from dopd_vlm.data import drawing
-from dopd_vlm.data.annotations import TYPES, DrawnType
+from dopd_vlm.data.annotations import drawing
+from dopd_vlm.data.annotations.registry import TYPES, DrawnType
 
 
 @pytest.mark.parametrize("side", [256, 1024, 4096])

@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 
-from dopd_vlm.encode import Batch, collate, encode_prompt
+from dopd_vlm.models.encoder import Batch, collate, encode_prompt
+from dopd_vlm.models.scores import completion_hidden
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.scores import completion_hidden
 
 COMPLETIONS = [torch.tensor([5, 9, 11]), torch.tensor([7]), torch.tensor([3, 4, 5, 6, 8])]
 

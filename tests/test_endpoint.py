@@ -17,13 +17,13 @@ from PIL import Image
 from real_server import transformers_serve
 
 from dopd_vlm.config import ModelConfig
-from dopd_vlm.data.embedded import embedded_model, embedded_rows
+from dopd_vlm.data.embedded.sets import embedded_model, embedded_rows
 from dopd_vlm.data.views import make_samples
 from dopd_vlm.endpoint import Endpoint
-from dopd_vlm.eval.benchmarks import Benchmark, Generation, load_benchmark
-from dopd_vlm.eval.endpoint import decoding_fields, wire_messages
+from dopd_vlm.eval.benchmarks.benchmark import Benchmark, Generation, load_benchmark
+from dopd_vlm.eval.completions.endpoint import decoding_fields, wire_messages
 from dopd_vlm.eval.harness import evaluate
-from dopd_vlm.models import load_policy
+from dopd_vlm.models.policy import load_policy
 from dopd_vlm.types import Sample, View
 
 TASK = Benchmark(name="sums", description="d", rows="r", answer_type="number")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dopd_vlm.data import annotations
-from dopd_vlm.data.annotations import annotation_type, forms, type_names
+from dopd_vlm.data.annotations import registry as annotations
+from dopd_vlm.data.annotations.registry import annotation_type, forms, type_names
 from dopd_vlm.data.views import make_sample
 
 MODULE = '''

@@ -1,20 +1,19 @@
 """scripts/evaluate.py as a command: both views, files left behind, comparison, mistakes."""
 
-import functools
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import tiny
 from test_endpoint import chat, server
 from test_lm_eval import text_task
 
-from dopd_vlm.eval.results import read_results
+from dopd_vlm.eval.results.results import read_results
+from dopd_vlm.scripts import evaluate as evaluate_script
+from dopd_vlm.scripts.wiring import evaluate_tasks
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 
@@ -48,19 +47,8 @@ def test_evaluate_both_views_then_compare(tmp_path: Path) -> None:
 
 def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """(exit status, what was printed) of the script in this process."""
-    status = evaluate_script().main(list(arguments))
+    status = evaluate_script.main(list(arguments))
     return status, " ".join(capsys.readouterr().out.split())
-
-
-@functools.cache
-def evaluate_script() -> ModuleType:
-    """scripts/evaluate.py under another name: `evaluate` is a library."""
-    sys.path.append(str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_mistakes_end_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,16 +86,14 @@ def test_a_task_without_data_stops_no_other(
 def test_rows_of_several_tasks_and_a_task_that_fails_on_its_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate_script()  # loads it
-    tasks = sys.modules["evaluate_tasks"]
-    real = vars(tasks)["evaluate_one"]
+    real = evaluate_tasks.evaluate_one
 
     def fails_once(model, task, *rest):
         if task.name == "amc23":
             raise ValueError("one prompt alone does not fit")
         return real(model, task, *rest)
 
-    monkeypatch.setattr(tasks, "evaluate_one", fails_once)
+    monkeypatch.setattr(evaluate_tasks, "evaluate_one", fails_once)
     rows = SCRIPT.parents[1] / "tests" / "fixtures" / "tasks" / "{task}.jsonl"
     status, printed = run_here(
         capsys, "embedded:student_text", "--tasks", "amc23,gsm8k,shapes,math500", "--rows", str(rows),
@@ -150,6 +136,6 @@ def test_lm_eval_from_the_command_line(
     (path,) = (tmp_path / "out").rglob("results_*.json")
     tree = json.loads(path.read_text(encoding="utf-8"))
     assert tree["n-samples"]["local_lists"]["effective"] == 2
-    monkeypatch.setitem(sys.modules, "dopd_vlm.eval.lm_eval_run", None)
+    monkeypatch.setitem(sys.modules, "dopd_vlm.eval.bridges.lm_eval_run", None)
     status, printed = run_here(capsys, *arguments)
     assert status == 2

@@ -5,8 +5,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dopd_vlm.data.exporters import EXPORTERS, export, to_trl, to_verl, with_bytes, write_parquet
-from dopd_vlm.data.importers import import_rows
+from dopd_vlm.data.formats.exporters import (
+    EXPORTERS,
+    export,
+    to_trl,
+    to_verl,
+    with_bytes,
+    write_parquet,
+)
+from dopd_vlm.data.formats.importers import import_rows
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_sample
 

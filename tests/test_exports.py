@@ -14,12 +14,12 @@ import yaml
 from PIL import Image
 from test_tasks import gold_of, prompt_key, samples_of
 
-from dopd_vlm.eval.benchmarks import load_benchmark
-from dopd_vlm.eval.export_questions import Export
-from dopd_vlm.eval.exports import export
-from dopd_vlm.eval.generators import Completion
+from dopd_vlm.eval.benchmarks.benchmark import load_benchmark
+from dopd_vlm.eval.bridges.export_questions import Export
+from dopd_vlm.eval.bridges.exports import export
+from dopd_vlm.eval.completions.generators import Completion
+from dopd_vlm.eval.completions.store import SampleStore
 from dopd_vlm.eval.harness import evaluate
-from dopd_vlm.eval.store import SampleStore
 from dopd_vlm.prompts import build_prompts
 
 

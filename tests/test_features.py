@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 from test_step import UIDS, make_rollouts, make_state
 
-from dopd_vlm import step, targets
-from dopd_vlm.encode import encode_prompt
-from dopd_vlm.features import StepFeatures, picture_inputs
-from dopd_vlm.models import checkpoint_activations_
-from dopd_vlm.pictures import PictureProcessor
+from dopd_vlm.models.encoder import encode_prompt
+from dopd_vlm.models.image_features import StepFeatures, picture_inputs
+from dopd_vlm.models.images import PictureProcessor
+from dopd_vlm.models.policy import checkpoint_activations_
+from dopd_vlm.models.scores import completion_hidden
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.scores import completion_hidden
-from dopd_vlm.state import TrainState, encode_sample
-from dopd_vlm.step import Clock, distil_step, train_step
+from dopd_vlm.training import step, targets
+from dopd_vlm.training.state import TrainState, encode_sample
+from dopd_vlm.training.step import Clock, distil_step, train_step
 from dopd_vlm.types import Sample, View
 
 FIRST, SECOND, DRAWN = (

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from dopd_vlm.eval.benchmarks import load_benchmark
-from dopd_vlm.eval.function_calls import calls_gold, read_calls, score_calls
-from dopd_vlm.eval.schemas import to_rows
-from dopd_vlm.eval.sources import raw_rows
+from dopd_vlm.eval.benchmarks.benchmark import load_benchmark
+from dopd_vlm.eval.benchmarks.convert import to_rows
+from dopd_vlm.eval.benchmarks.sources import raw_rows
+from dopd_vlm.eval.official.bfcl import calls_gold, read_calls, score_calls
 from dopd_vlm.types import Sample, View
 
 

@@ -27,7 +27,7 @@ from dopd_vlm.config import (
     RolloutConfig,
     RunConfig,
 )
-from dopd_vlm.models import Policy
+from dopd_vlm.models.policy import Policy
 from dopd_vlm.train import train
 
 GOLDEN = Path(__file__).parent / "golden" / "dopd.json"

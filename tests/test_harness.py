@@ -14,14 +14,14 @@ import tiny
 import torch
 from rich.console import Console
 
-from dopd_vlm.eval import report
-from dopd_vlm.eval.benchmarks import Benchmark, Generation, load_benchmark
-from dopd_vlm.eval.generators import FAILED, Completion
+from dopd_vlm.eval.benchmarks.benchmark import Benchmark, Generation, load_benchmark
+from dopd_vlm.eval.completions.generators import FAILED, Completion
+from dopd_vlm.eval.completions.requests import make_requests, model_fingerprint
+from dopd_vlm.eval.completions.store import SampleStore
 from dopd_vlm.eval.harness import evaluate
-from dopd_vlm.eval.requests import make_requests, model_fingerprint
-from dopd_vlm.eval.results import privilege_gap, read_results, results_json, write_results
-from dopd_vlm.eval.stats import mean
-from dopd_vlm.eval.store import SampleStore
+from dopd_vlm.eval.results import tables as report
+from dopd_vlm.eval.results.results import privilege_gap, read_results, results_json, write_results
+from dopd_vlm.eval.results.stats import mean
 from dopd_vlm.types import Sample, View
 
 TASK = Benchmark(
@@ -341,7 +341,7 @@ SHARED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from dopd_vlm.models import process_state
+from dopd_vlm.models.policy import process_state
 import test_harness as t
 fake = t.Fake()
 found = t.run(Path(sys.argv[2]), generate=fake, batch_size=3)

@@ -11,11 +11,11 @@ import datasets
 import pytest
 from PIL import Image
 
-from dopd_vlm.data.import_chat import VISION_OPD_CONTEXT
-from dopd_vlm.data.importers import IMPORTERS, import_folder, import_rows
-from dopd_vlm.data.pictures import load_picture
+from dopd_vlm.data.formats.chat import VISION_OPD_CONTEXT
+from dopd_vlm.data.formats.folder import write_rows
+from dopd_vlm.data.formats.importers import IMPORTERS, import_folder, import_rows
+from dopd_vlm.data.images import load_picture
 from dopd_vlm.data.rows import read_rows
-from dopd_vlm.data.store import write_rows
 from dopd_vlm.data.views import make_sample
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "import_rows.py"

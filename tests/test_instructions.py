@@ -2,7 +2,7 @@
 
 import pytest
 
-from dopd_vlm.eval.instructions import CHECKS, instruction_score
+from dopd_vlm.eval.official.ifeval import CHECKS, instruction_score
 
 FIVE = "One.\n\nTwo.\n\nThree."
 CASES = [

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Qwen3VLModel
 
-from dopd_vlm import step
 from dopd_vlm.config import (
     DataConfig,
     MethodConfig,
@@ -20,14 +19,15 @@ from dopd_vlm.config import (
     RolloutConfig,
     RunConfig,
 )
-from dopd_vlm.data.annotations import TYPES, forms
-from dopd_vlm.data.embedded import embedded_model
-from dopd_vlm.data.shapes import COLOURS, SHAPES
+from dopd_vlm.data.annotations.registry import TYPES, forms
+from dopd_vlm.data.embedded.sets import embedded_model
+from dopd_vlm.data.embedded.shapes import COLOURS, SHAPES
 from dopd_vlm.data.views import make_sample
-from dopd_vlm.encode import EncodedPrompt, encode_prompt
-from dopd_vlm.models import Policy, load_policy
+from dopd_vlm.models.encoder import EncodedPrompt, encode_prompt
+from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.prompts import PromptTemplate, build_prompts
 from dopd_vlm.train import train
+from dopd_vlm.training import step
 from dopd_vlm.types import Sample, View, ViewName
 
 SIZES = ((64, 48), (40, 88), (96, 32))

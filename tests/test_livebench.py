@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from dopd_vlm.eval.livebench import MATHEMATICS, livebench_gold, score_livebench
-from dopd_vlm.eval.livebench_rules import RULES, edit_distance
+from dopd_vlm.eval.official.livebench import MATHEMATICS, livebench_gold, score_livebench
+from dopd_vlm.eval.official.livebench_rules import RULES, edit_distance
 from dopd_vlm.types import Sample, View
 
 ORDER = "One came. Two went. Three stayed. Four slept."

@@ -18,17 +18,17 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from dopd_vlm.config import ModelConfig
-from dopd_vlm.data.embedded import embedded_model, embedded_rows
+from dopd_vlm.data.embedded.sets import embedded_model, embedded_rows
 from dopd_vlm.data.views import make_samples
-from dopd_vlm.encode import encode_text
-from dopd_vlm.eval.benchmarks import Generation, load_benchmark
-from dopd_vlm.eval.decoding import decoding
-from dopd_vlm.eval.generators import complete_encoded
+from dopd_vlm.eval.benchmarks.benchmark import Generation, load_benchmark
+from dopd_vlm.eval.bridges.decoding import decoding
+from dopd_vlm.eval.bridges.lm_eval import PolicyLM
+from dopd_vlm.eval.bridges.lm_eval_run import run_tasks
+from dopd_vlm.eval.completions.generators import complete_encoded
 from dopd_vlm.eval.harness import evaluate
-from dopd_vlm.eval.lm_eval import PolicyLM
-from dopd_vlm.eval.lm_eval_run import run_tasks
-from dopd_vlm.models import Policy, load_policy
-from dopd_vlm.rollout import STOP_CHECK_EVERY
+from dopd_vlm.models.encoder import encode_text
+from dopd_vlm.models.policy import Policy, load_policy
+from dopd_vlm.rollout.own import STOP_CHECK_EVERY
 
 LAST_NUMBER = {"function": "regex", "regex_pattern": r"(-?\d+)", "group_select": -1}
 FILTERS = [{"name": "last", "filter": [LAST_NUMBER, {"function": "take_first"}]}]
@@ -248,9 +248,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.instance", None)
-    monkeypatch.delitem(sys.modules, "dopd_vlm.eval.lm_eval")
+    monkeypatch.delitem(sys.modules, "dopd_vlm.eval.bridges.lm_eval")
     with pytest.raises(ImportError, match=r"pip install 'dopd-vlm\[lm-eval\]'"):
-        importlib.import_module("dopd_vlm.eval.lm_eval")
+        importlib.import_module("dopd_vlm.eval.bridges.lm_eval")
 
 
 SHARED = """
@@ -259,9 +259,9 @@ from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tiny
-from dopd_vlm.eval.lm_eval import PolicyLM
-from dopd_vlm.eval.lm_eval_run import run_tasks
-from dopd_vlm.models import end_processes
+from dopd_vlm.eval.bridges.lm_eval import PolicyLM
+from dopd_vlm.eval.bridges.lm_eval_run import run_tasks
+from dopd_vlm.models.policy import end_processes
 lm = PolicyLM(policy=tiny.text_policy())
 assert lm.world_size == 2
 found = run_tasks(lm, ["local_lists"], include_path=Path(sys.argv[2]))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dopd_vlm.heads import Head
 from dopd_vlm.methods import Method
-from dopd_vlm.routed_loss import routed_loss
+from dopd_vlm.routed_loss.head import Head
+from dopd_vlm.routed_loss.loss import routed_loss
 from dopd_vlm.types import Regime, Route
 
 B, T, V, H = 2, 9, 67, 5

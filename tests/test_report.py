@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +13,14 @@ from plotly import graph_objects
 from test_token_maps import as_shown
 from test_train import make_config
 
-from dopd_vlm.comparison import comparison_page, curves, grouped, write_comparison
 from dopd_vlm.config import EvaluationConfig, to_yaml
-from dopd_vlm.figures import collapse_step, run_figures
-from dopd_vlm.histogram_figures import borders, histogram_figures
 from dopd_vlm.recipe_diff import recipe_difference
-from dopd_vlm.report import report_page, write_report
-from dopd_vlm.run_record import Series, read_run, thinned
-from dopd_vlm.still import token_cells, write_still
+from dopd_vlm.report.comparison import comparison_page, curves, grouped, write_comparison
+from dopd_vlm.report.figures import collapse_step, run_figures
+from dopd_vlm.report.routing_figures import borders, histogram_figures
+from dopd_vlm.report.run_page import report_page, write_report
+from dopd_vlm.report.static_figure import token_cells, write_still
+from dopd_vlm.run_folder import Series, read_run, thinned
 from dopd_vlm.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -322,17 +321,15 @@ def test_tokens_of_a_still_picture_do_not_overlap():
 
 
 @pytest.fixture
-def report_script(monkeypatch):
-    """scripts/report.py, imported from behind the libraries."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "scripts")])
-    import report
+def report_script():
+    """scripts/report.py."""
+    from dopd_vlm.scripts import report
 
-    yield report
-    sys.modules.pop("report")
+    return report
 
 
 def test_final_scores_are_paired_on_the_same_questions(report_script, tmp_path):
-    from dopd_vlm.eval.results import Results, write_results
+    from dopd_vlm.eval.results.results import Results, write_results
 
     base = Results(
         name="t", view="plain", model="m", accuracy=0.5, stderr=0.1, n=4, num_generations=1, unparsed_rate=0.0,

@@ -6,10 +6,10 @@ import torch
 from test_encode import encoded, policy_and_samples
 from transformers import GenerationConfig
 
-from dopd_vlm.encode import collate, pad_prompts
-from dopd_vlm.features import picture_inputs
-from dopd_vlm.rollout import generate
-from dopd_vlm.scores import completion_hidden
+from dopd_vlm.models.encoder import collate, pad_prompts
+from dopd_vlm.models.image_features import picture_inputs
+from dopd_vlm.models.scores import completion_hidden
+from dopd_vlm.rollout.own import generate
 
 
 @pytest.mark.parametrize("kind", ["text", "vl"])
@@ -143,7 +143,7 @@ def test_buffers_that_fill_up_grow(monkeypatch):
     policy, samples = policy_and_samples("text")
     prompts = encoded(policy, samples)
     whole = generate(policy, prompts, max_completion_length=20, seed=4)
-    monkeypatch.setattr("dopd_vlm.rollout.ROOM", 3)
+    monkeypatch.setattr("dopd_vlm.rollout.own.ROOM", 3)
     grown = generate(policy, prompts, max_completion_length=20, seed=4)
     assert max(len(r.completion_ids) for r in whole) > 9
     for one, other in zip(whole, grown, strict=True):

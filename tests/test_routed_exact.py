@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from routed_case import Case, V, assert_equals_dense, one_route, relative, small_k
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dopd_vlm.heads import Head
 from dopd_vlm.methods import METHODS
-from dopd_vlm.routed_loss import target_scores
+from dopd_vlm.routed_loss.head import Head
+from dopd_vlm.routed_loss.loss import target_scores
 from dopd_vlm.routing import Thresholds
 from dopd_vlm.types import Regime
 

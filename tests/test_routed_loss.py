@@ -9,9 +9,9 @@ from routed_case import WIDER, B, Case, H, V, one_route, small_k
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dopd_vlm import heads
 from dopd_vlm.methods import METHODS
-from dopd_vlm.routed_loss import routed_loss, target_scores
+from dopd_vlm.routed_loss import head as heads
+from dopd_vlm.routed_loss.loss import routed_loss, target_scores
 from dopd_vlm.routing import Thresholds, thresholds
 from dopd_vlm.types import Regime
 

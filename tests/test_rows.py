@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dopd_vlm.data import tables
 from dopd_vlm.data.rows import Rows, read_rows
+from dopd_vlm.data.sources import tables
 from dopd_vlm.data.views import make_sample
 
 

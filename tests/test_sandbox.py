@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dopd_vlm.eval import sandbox
-from dopd_vlm.eval.sandbox import execute
+from dopd_vlm.eval.scoring import sandbox
+from dopd_vlm.eval.scoring.sandbox import execute
 
 IS_LINUX = sys.platform == "linux"
 HAS_LANDLOCK = IS_LINUX and ctypes.CDLL(None).syscall(444, 0, 0, 1) >= 1

@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import yaml
 
-from dopd_vlm.data.annotations import TYPES, forms
-from dopd_vlm.data.embedded import embedded_rows
-from dopd_vlm.data.masks import bounds, decode_runs
-from dopd_vlm.data.pictures import load_picture
-from dopd_vlm.data.scene_pictures import SIZE, Crowd, Item, random_items, render
-from dopd_vlm.data.scene_questions import DIRECTIONS, EXTREMES, MAKERS, QUARTERS
-from dopd_vlm.data.scenes import SPLITS, SceneRows, make_row, puzzle_of
-from dopd_vlm.data.sprites import OPAQUE, cutout, photo, photos, sprites
-from dopd_vlm.data.texts import disclosed
+from dopd_vlm.data.annotations.masks import bounds, decode_runs
+from dopd_vlm.data.annotations.registry import TYPES, forms
+from dopd_vlm.data.annotations.texts import disclosed
+from dopd_vlm.data.embedded.scene_images import SIZE, Crowd, Item, random_items, render
+from dopd_vlm.data.embedded.scene_questions import DIRECTIONS, EXTREMES, MAKERS, QUARTERS
+from dopd_vlm.data.embedded.scenes import SPLITS, SceneRows, make_row, puzzle_of
+from dopd_vlm.data.embedded.sets import embedded_rows
+from dopd_vlm.data.embedded.sprites import OPAQUE, cutout, photo, photos, sprites
+from dopd_vlm.data.images import load_picture
 from dopd_vlm.data.validate import validate
 from dopd_vlm.data.views import make_samples
-from dopd_vlm.eval.benchmarks import load_benchmark
-from dopd_vlm.eval.generators import Completion
+from dopd_vlm.eval.benchmarks.benchmark import load_benchmark
+from dopd_vlm.eval.benchmarks.convert import to_rows
+from dopd_vlm.eval.completions.generators import Completion
 from dopd_vlm.eval.harness import evaluate
-from dopd_vlm.eval.schemas import to_rows
 from dopd_vlm.prompts import build_prompts
 
 ROOT = Path(__file__).parents[1]

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from dopd_vlm.eval.accuracy import Accuracy
-from dopd_vlm.eval.math_client import MathWorker
+from dopd_vlm.eval.results.accuracy import Accuracy
 from dopd_vlm.eval.scorers import (
     SCORERS,
     declared_number,
@@ -17,6 +16,7 @@ from dopd_vlm.eval.scorers import (
     score_math,
     scorer,
 )
+from dopd_vlm.eval.scoring.math import MathWorker
 from dopd_vlm.types import Sample, View
 
 FOUR = {"A": "red apple", "B": "blue car", "C": "green key", "D": "yellow dog"}

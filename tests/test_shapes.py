@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from dopd_vlm.config import ModelConfig
-from dopd_vlm.data import lists, shapes
-from dopd_vlm.data.embedded import MODELS, embedded_model, embedded_rows
-from dopd_vlm.data.pictures import load_picture
-from dopd_vlm.data.texts import disclosed
+from dopd_vlm.data.annotations.texts import disclosed
+from dopd_vlm.data.embedded import lists, shapes
+from dopd_vlm.data.embedded.sets import MODELS, embedded_model, embedded_rows
+from dopd_vlm.data.images import load_picture
 from dopd_vlm.data.views import make_sample
-from dopd_vlm.encode import encode_prompt
-from dopd_vlm.models import Policy, check_vocabularies, load_policy
+from dopd_vlm.models.encoder import encode_prompt
+from dopd_vlm.models.policy import Policy, check_vocabularies, load_policy
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.rollout import generate
+from dopd_vlm.rollout.own import generate
 
 SHIPPED = ("shapes/test", "shapes/shifted", "lists/test", "lists/shifted")
 FORMS = {"shapes": ["captions", "hints", "boxes"], "lists": ["hints"]}

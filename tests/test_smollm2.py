@@ -14,12 +14,12 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dopd_vlm.config import ModelConfig
-from dopd_vlm.data.embedded import embedded_rows
+from dopd_vlm.data.embedded.sets import embedded_rows
 from dopd_vlm.data.views import make_sample
-from dopd_vlm.encode import collate, encode_prompt
-from dopd_vlm.models import Policy, load_policy
+from dopd_vlm.models.encoder import collate, encode_prompt
+from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.rollout import generate
+from dopd_vlm.rollout.own import generate
 
 gguf = pytest.importorskip("gguf", reason="the extra `llm` is not installed")
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def script():
-    """scripts/make_smollm2.py as a module."""
+    """scripts/make/smollm2.py as a module."""
     spec = importlib.util.spec_from_file_location("make_smollm2", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -9,7 +9,7 @@ import numpy
 import pytest
 import scipy.stats
 
-from dopd_vlm.eval.stats import (
+from dopd_vlm.eval.results.stats import (
     avg_at_k,
     bootstrap_ratio,
     clustered_mean,

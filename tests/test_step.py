@@ -7,7 +7,6 @@ import tiny
 import torch
 from accelerate import Accelerator
 
-from dopd_vlm.assembly import configured_method
 from dopd_vlm.config import (
     DataConfig,
     MethodConfig,
@@ -17,10 +16,11 @@ from dopd_vlm.config import (
     RunConfig,
 )
 from dopd_vlm.methods import METHODS, method
-from dopd_vlm.models import checkpoint_activations_
-from dopd_vlm.state import TrainState, encode_sample
-from dopd_vlm.step import Clock, NonFiniteLossError, distil_step
-from dopd_vlm.targets import arranged
+from dopd_vlm.models.policy import checkpoint_activations_
+from dopd_vlm.training.build import configured_method
+from dopd_vlm.training.state import TrainState, encode_sample
+from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
+from dopd_vlm.training.targets import arranged
 from dopd_vlm.types import Regime, Rollout
 
 UIDS = ("a", "bcd", "ef")

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from dopd_vlm.data.rows import read_rows
-from dopd_vlm.data.tables import ParquetTable
+from dopd_vlm.data.sources.tables import ParquetTable
+from dopd_vlm.scripts.benchmarks.streaming import PICTURE_BYTES, make_set
 from dopd_vlm.train import row_order
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.append(str(SCRIPTS))
-from bench_streaming import PICTURE_BYTES, make_set  # noqa: E402
 
 KINDS = ("parquet", "tar", "jsonl")
 

@@ -11,13 +11,13 @@ from PIL import Image
 
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_samples
-from dopd_vlm.eval.benchmarks import Benchmark, benchmark_names, load_benchmark
-from dopd_vlm.eval.generators import Completion
+from dopd_vlm.eval.benchmarks.benchmark import Benchmark, benchmark_names, load_benchmark
+from dopd_vlm.eval.benchmarks.convert import convert, to_row, to_rows
+from dopd_vlm.eval.benchmarks.sources import raw_rows
+from dopd_vlm.eval.completions.generators import Completion
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.picture_pool import PicturePool
-from dopd_vlm.eval.results import Results
-from dopd_vlm.eval.schemas import convert, to_row, to_rows
-from dopd_vlm.eval.sources import raw_rows
+from dopd_vlm.eval.results.results import Results
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.types import Message, Sample
 

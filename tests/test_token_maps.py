@@ -9,12 +9,12 @@ import tiny
 import torch
 from browser import open_page
 
-from dopd_vlm.encode import collate
-from dopd_vlm.scores import completion_hidden
-from dopd_vlm.state import encode_sample
-from dopd_vlm.step import Clock, distil_step
-from dopd_vlm.token_maps import probe_record, token_map_text, token_maps
-from dopd_vlm.token_page import token_map_html, token_map_page
+from dopd_vlm.models.encoder import collate
+from dopd_vlm.models.scores import completion_hidden
+from dopd_vlm.report.token_page import token_map_html, token_map_page
+from dopd_vlm.tracking.token_maps import probe_record, token_map_text, token_maps
+from dopd_vlm.training.state import encode_sample
+from dopd_vlm.training.step import Clock, distil_step
 from dopd_vlm.types import Rollout, View
 
 EVIL = "</script><script>throw new Error('row')</script><img src=x onerror=alert(1)>"

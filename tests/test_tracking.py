@@ -17,10 +17,10 @@ import pytest
 import tiny
 from test_train import make_config
 
-from dopd_vlm import observer, trackers
 from dopd_vlm.config import read_config
-from dopd_vlm.histograms import GAP_BINS, gap_edges, token_counts
-from dopd_vlm.run_record import read_lines
+from dopd_vlm.run_folder import read_lines
+from dopd_vlm.tracking import observer, trackers
+from dopd_vlm.tracking.histograms import GAP_BINS, gap_edges, token_counts
 from dopd_vlm.train import train
 
 SAMPLES = [tiny.text_sample(f"row{i}") for i in range(5)]

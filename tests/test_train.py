@@ -10,7 +10,6 @@ import pytest
 import tiny
 import torch
 
-from dopd_vlm.checkpoint import last_checkpoint
 from dopd_vlm.config import (
     ChatConfig,
     DataConfig,
@@ -21,9 +20,10 @@ from dopd_vlm.config import (
     RolloutConfig,
     RunConfig,
 )
-from dopd_vlm.models import load_policy
-from dopd_vlm.observer import NUM_PROBES
+from dopd_vlm.models.policy import load_policy
+from dopd_vlm.tracking.observer import NUM_PROBES
 from dopd_vlm.train import row_order, train
+from dopd_vlm.training.checkpoint import last_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_bad_rows_are_counted_and_written_down(models, tmp_path):
 def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one_whole(models, tmp_path, monkeypatch):
     result = train(make_config(models, tmp_path, steps=2), SAMPLES)
     before = weights(result.run_dir)
-    import dopd_vlm.checkpoint as checkpoint
+    import dopd_vlm.training.checkpoint as checkpoint
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dopd_vlm.config import ModelConfig
-from dopd_vlm.models import load_policy
+from dopd_vlm.models.policy import load_policy
 
 ROOT = Path(__file__).parent.parent
 STEPS = 30

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from dopd_vlm.data.formats.folder import write_rows
 from dopd_vlm.data.questions import read_question
 from dopd_vlm.data.rows import read_rows
-from dopd_vlm.data.store import write_rows
 from dopd_vlm.data.videos import decoder, load_clips
 from dopd_vlm.data.views import make_sample
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dopd_vlm.data.annotations import forms, type_names
+from dopd_vlm.data.annotations.registry import forms, type_names
 from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_sample, make_samples

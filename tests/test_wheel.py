@@ -14,12 +14,12 @@ PROGRAM = """
 import json
 import dopd_vlm, dopd_vlm.data.rows, dopd_vlm.eval.harness
 from dopd_vlm.config import ModelConfig
-from dopd_vlm.data.annotations import type_names
-from dopd_vlm.data.embedded import MODELS, embedded_model, embedded_rows
+from dopd_vlm.data.annotations.registry import type_names
+from dopd_vlm.data.embedded.sets import MODELS, embedded_model, embedded_rows
 from dopd_vlm.data.views import make_sample
-from dopd_vlm.eval.benchmarks import benchmark_names, load_benchmark
+from dopd_vlm.eval.benchmarks.benchmark import benchmark_names, load_benchmark
 from dopd_vlm.eval.harness import evaluate
-from dopd_vlm.models import load_policy
+from dopd_vlm.models.policy import load_policy
 
 rows = {name: embedded_rows(name) for name in ("embedded:shapes/test?num=2", "embedded:lists/shifted?num=2")}
 samples = [make_sample(row, ["captions"]) for row in rows["embedded:shapes/test?num=2"]]

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from dopd_vlm.models import Policy
+from dopd_vlm.models.policy import Policy
 from dopd_vlm.types import Sample, View
 
 SPECIAL = [

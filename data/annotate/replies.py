@@ -1,0 +1,170 @@
+"""A model's reply -> the value of an annotation, or why it is none.
+
+Nothing is guessed: a reply that is not wholly of the asked form is bad, and the reason is kept.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..annotations.boxes import Boxes
+from ..annotations.registry import CheckedType, annotation_type
+from ..coords import Frame, decode
+
+MAX_QUOTED = 160
+MAX_LINES, MAX_BOXES, MAX_LETTERS = 8, 40, 400
+"""What a schema lets a reply hold: without bounds a weak model that repeats itself never closes."""
+DECODER = json.JSONDecoder()
+
+
+class BadReplyError(ValueError):
+    """The reply cannot be used; the message begins with a word that classes it."""
+
+
+def written_value(
+    kind: str,
+    text: str,
+    finish_reason: str,
+    *,
+    frames: Sequence[Frame],
+    answer: str,
+    choices: Mapping[str, str] | None,
+) -> Any:
+    """The value for `row["annotations"][kind]` in a first-pass reply.
+
+    Args:
+        frames: of each picture: the family in which the model was asked to write places, and the
+            size of the row's picture; places come back in its pixels.
+        answer: what hints and summaries must not disclose.
+
+    Raises:
+        BadReplyError: `cut`, `no JSON`, `form`, `empty`, `place` or `disclosure`, and the detail.
+    """
+    if finish_reason == "length":
+        raise BadReplyError("cut: the reply reached max_tokens")
+    found = json_in(text)
+    value = _boxes(found, frames) if kind == "boxes" else _lines(found)
+    if not value:
+        raise BadReplyError("empty: the model found nothing to annotate")
+    checked = annotation_type(kind)
+    try:
+        parsed = checked.parse(value, [frame.size for frame in frames])
+    except ValueError as error:
+        raise BadReplyError(f"place: {error}") from error
+    if isinstance(checked, CheckedType):
+        try:
+            checked.check(parsed, answer, choices)
+        except ValueError as error:
+            raise BadReplyError(f"disclosure: {error}") from error
+    return value
+
+
+def reply_schema(kind: str, step: str, num_images: int) -> dict[str, Any]:
+    """The form of a pass's reply as a JSON schema, for endpoints that can hold a model to one.
+
+    Only the form: numbers may still lie outside the picture, and hints may still tell the answer.
+    """
+    words = {"type": "string", "minLength": 1, "maxLength": MAX_LETTERS}
+    if step == "check":
+        return _object_schema({"good": {"type": "boolean"}, "reason": words})
+    if kind != "boxes":
+        return {"type": "array", "items": words, "minItems": 1, "maxItems": MAX_LINES}
+    place = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
+    which = {"image": {"type": "integer", "minimum": 1, "maximum": num_images}}
+    box = {"bbox_2d": place, "label": words, **(which if num_images > 1 else {})}
+    return {"type": "array", "items": _object_schema(box), "minItems": 1, "maxItems": MAX_BOXES}
+
+
+def _object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
+
+
+def verdict(text: str, finish_reason: str) -> tuple[bool, str]:
+    """(whether the annotation is good, why) in a second-pass reply.
+
+    Raises:
+        BadReplyError: the reply is no verdict.
+    """
+    if finish_reason == "length":
+        raise BadReplyError("cut: the reply reached max_tokens")
+    found = json_in(text)
+    if not isinstance(found, Mapping) or not isinstance(found.get("good"), bool):
+        raise BadReplyError(f'form: need {{"good": true or false}}, got {_quoted(text)}')
+    return found["good"], str(found.get("reason") or "")
+
+
+def json_in(text: str) -> Any:
+    """The JSON list or object in a reply, which a code fence or words may stand around.
+
+    Raises:
+        BadReplyError: there is none, it is cut off, or there are two.
+    """
+    bare = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    start = re.search(r"[\[{]", bare)
+    if start is None:
+        raise BadReplyError(f"no JSON: {_quoted(text)}")
+    try:
+        value, end = DECODER.raw_decode(bare, start.start())
+    except (ValueError, RecursionError) as error:
+        raise BadReplyError(f"no JSON: {error} in {_quoted(text)}") from error
+    if re.search(r"[\[{]\s*[\"\[{]", bare[end:]):
+        raise BadReplyError(f"no JSON: more than one value in {_quoted(text)}")
+    return value
+
+
+def _boxes(found: Any, frames: Sequence[Frame]) -> list[dict[str, Any]]:
+    """XYWH boxes in pixels of the row's pictures."""
+    if isinstance(found, Mapping):
+        found = [found] if "bbox_2d" in found else found.get("boxes")
+    if not isinstance(found, list):
+        raise BadReplyError("form: need a list of boxes")
+    return [_box(index, entry, frames) for index, entry in enumerate(found)]
+
+
+def _box(index: int, entry: Any, frames: Sequence[Frame]) -> dict[str, Any]:
+    place = entry.get("bbox_2d") if isinstance(entry, Mapping) else None
+    if not isinstance(place, list) or len(place) != 4 or not all(map(_is_number, place)):
+        raise BadReplyError(f"form: [{index}] needs bbox_2d of four numbers: {entry}")
+    if not isinstance(entry.get("label"), str) or not entry["label"].strip():
+        raise BadReplyError(f"form: [{index}] needs a label: {entry}")
+    image = entry.get("image", 1)
+    if not isinstance(image, int) or not 1 <= image <= len(frames):
+        raise BadReplyError(f"place: [{index}] names picture {image!r} of {len(frames)}")
+    frame = frames[image - 1]
+    left, top, right, bottom = (round(value, 2) for value in decode(place, frame))
+    bbox = [left, top, round(right - left, 2), round(bottom - top, 2)]
+    made = {"bbox": bbox, "label": entry["label"].strip()}
+    return {**made, "image": image - 1} if len(frames) > 1 else made
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _lines(found: Any) -> list[str]:
+    """The non-empty strings of a list."""
+    if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
+        raise BadReplyError("form: need a list of strings")
+    return [line.strip() for line in found if line.strip()]
+
+
+def described(kind: str, value: Any, frames: Sequence[Frame]) -> str:
+    """The value as the second pass sees it, places as the first pass wrote them."""
+    if kind != "boxes":
+        return "\n".join(value)
+    boxes = Boxes().parse(value, [frame.size for frame in frames])
+    first, *rest = frames
+    whole = Frame(family=first.family, size=first.size, resized=first.resized, rest=tuple(rest))
+    return Boxes().describe(boxes, whole)
+
+
+def _quoted(text: str) -> str:
+    return repr(text[:MAX_QUOTED] + ("..." if len(text) > MAX_QUOTED else ""))

@@ -1,0 +1,129 @@
+"""What is sent to the annotating model: pictures as data URLs, and the filled-in wording."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from qwen_vl_utils.vision_process import smart_resize
+
+from dopd_vlm.data_uri import picture_uri
+from dopd_vlm.types import Message
+
+from ..coords import Frame
+from ..images import load_picture
+from ..questions import PLACEHOLDER, Question, read_question
+from ..views import origin_of
+from .annotate_prompts import ANSWER, CHECK, PLACES, REPAIR, WORDINGS
+
+SIDE_FACTOR = 28
+"""Sides are sent as multiples of this, Qwen2.5-VL's grid, so that its server resizes no more."""
+MIN_PIXELS = 4 * SIDE_FACTOR**2
+JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A row as it is shown to the annotating model."""
+
+    question: Question
+    frames: tuple[Frame, ...]
+    """Of each picture: the family of its numbers, its own size and the size as sent."""
+    urls: tuple[str, ...]
+
+
+def asked(row: Mapping[str, Any], coords: str, max_pixels: int) -> Asked:
+    """The row's question and pictures.
+
+    Args:
+        coords: how the model writes places: a name of `coords.FAMILIES`; `pixel` is pixels of the
+            picture as sent.
+        max_pixels: larger pictures are sent smaller.
+
+    Raises:
+        ValueError: the row's pictures or question are wrong.
+    """
+    root = origin_of(row).get("root")
+    sources = row.get("images") or []
+    if not isinstance(sources, Sequence) or isinstance(sources, str):
+        raise ValueError(f"images must be a list of pictures, got {type(sources).__name__}")
+    images = [load_picture(source, root=root) for source in sources]
+    sent = [_resized(image, max_pixels) for image in images]
+    family = "qwen2_5" if coords == "pixel" else coords
+    return Asked(
+        question=read_question(row, len(images)),
+        frames=tuple(
+            Frame(family=family, size=image.size, resized=shown.size)
+            for image, shown in zip(images, sent, strict=True)
+        ),
+        urls=tuple(picture_uri(shown, "jpeg", quality=JPEG_QUALITY) for shown in sent),
+    )
+
+
+def write_request(kind: str, row: Asked) -> list[Message]:
+    """The first pass: write the annotation."""
+    return _turn(_filled(WORDINGS[kind].write, row, {}), row.urls)
+
+
+def check_request(kind: str, row: Asked, annotation: str) -> list[Message]:
+    """The second pass: judge it."""
+    template = CHECK.replace("{criteria}", WORDINGS[kind].criteria)
+    return _turn(_filled(template, row, {"annotation": annotation}), row.urls)
+
+
+def repair_turns(text: str, reason: str) -> list[Message]:
+    """The turns after a bad reply: it, and what is wrong with it."""
+    asked_again = REPAIR.replace("{reason}", reason)
+    return [{"role": "assistant", "content": text}, {"role": "user", "content": asked_again}]
+
+
+def _filled(template: str, row: Asked, more: Mapping[str, str]) -> str:
+    """The wording with its fields filled in one pass: what a row says is never filled itself."""
+    answer, choices = row.question.answer, row.question.choices or {}
+    if answer in choices:
+        answer = f"{answer} ({choices[answer]})"
+    values = {
+        "question": _question(row.question),
+        "answer": ANSWER.replace("{answer}", answer) if answer else "",
+        "places": _places(row.frames),
+        "image": ', "image": number of the picture, from 1' if len(row.frames) > 1 else "",
+        **more,
+    }
+    return re.sub(rf"\{{({'|'.join(values)})\}}", lambda found: values[found[1]], template)
+
+
+def _question(question: Question) -> str:
+    """Earlier turns, the question and its choices; of several pictures, which stands where."""
+    lines = [f"{turn['role']}: {turn['content']}" for turn in question.history]
+    pieces = question.text.split(PLACEHOLDER)
+    if len(pieces) > 2:
+        pieces[1:] = [f"[picture {n}]{piece}" for n, piece in enumerate(pieces[1:], start=1)]
+    lines.append("".join(pieces).strip())
+    lines += [f"{letter}. {option}" for letter, option in (question.choices or {}).items()]
+    return "\n".join(lines)
+
+
+def _places(frames: Sequence[Frame]) -> str:
+    if not frames or frames[0].family in ("qwen2", "qwen3"):
+        return PLACES["relative"]
+    if frames[0].family == "norm1":
+        return PLACES["fraction"]
+    sizes = [f"{frame.resized[0]} x {frame.resized[1]}" for frame in frames if frame.resized]
+    return PLACES["pixels"].replace("{sizes}", ", ".join(sizes))
+
+
+def _turn(text: str, urls: Sequence[str]) -> list[Message]:
+    if not urls:
+        return [{"role": "user", "content": text}]
+    blocks: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": url}} for url in urls
+    ]
+    return [{"role": "user", "content": [*blocks, {"type": "text", "text": text}]}]
+
+
+def _resized(image: Image.Image, max_pixels: int) -> Image.Image:
+    height, width = smart_resize(
+        image.height, image.width, SIDE_FACTOR, min_pixels=MIN_PIXELS, max_pixels=max_pixels
+    )
+    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,0 +1,74 @@
+"""Points with labels: the annotation type `points`, as text and as dots."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ..coords import Frame, encode
+from .boxes import describe_by_image, entries, image_index, numbers
+from .drawing import draw_dots
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One labelled point."""
+
+    xy: tuple[float, float]
+    """Pixels of the loaded picture."""
+    label: str = ""
+    image: int = 0
+    """Which picture of the row, counted from 0."""
+
+
+class Points:
+    """Labelled points: `[{"point": [x, y], "label": str, "image": int}]`."""
+
+    def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> tuple[Point, ...]:
+        """Checked points; ValueError for one outside its picture or not finite."""
+        return tuple(_parse_point(index, entry, sizes) for index, entry in enumerate(entries(raw)))
+
+    def describe(self, value: Sequence[Point], frame: Frame) -> str:
+        """`[{"point_2d": [x, y], "label": "..."}]`, per picture as boxes are."""
+        return describe_by_image(
+            [
+                (
+                    point.image,
+                    {
+                        "point_2d": encode(point.xy, frame.image(point.image)),
+                        **({"label": point.label} if point.label else {}),
+                    },
+                )
+                for point in value
+            ],
+            frame,
+        )
+
+    def draw(self, images: Sequence[Image.Image], value: Sequence[Point]) -> list[Image.Image]:
+        """Copies of the pictures with a dot and label per point."""
+        drawn = []
+        for index, image in enumerate(images):
+            points = [point for point in value if point.image == index]
+            drawn.append(draw_dots(image, [p.xy for p in points], [p.label for p in points]))
+        return drawn
+
+
+def check_inside(
+    where: str, xy: Sequence[float], image: int, sizes: Sequence[tuple[int, int]]
+) -> None:
+    """ValueError for x, y, x, y, ... that leave the picture."""
+    width, height = sizes[image]
+    for x, y in zip(xy[::2], xy[1::2], strict=True):
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise ValueError(
+                f"{where} ({x:g}, {y:g}) leaves image {image} of {width} x {height} pixels"
+            )
+
+
+def _parse_point(index: int, entry: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> Point:
+    where = f"[{index}]"
+    image = image_index(where, entry, sizes)
+    x, y = numbers(f"{where}.point", entry.get("point"), 2)
+    check_inside(f"{where}.point", (x, y), image, sizes)
+    return Point(xy=(x, y), label=str(entry.get("label") or ""), image=image)

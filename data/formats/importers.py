@@ -1,0 +1,88 @@
+"""Other projects' files -> our rows: one function per format, all in `IMPORTERS`.
+
+Each takes the file or folder and a default question, and yields rows whose pictures are named as
+the file names them. `import_folder` reads one and writes the folder that `read_rows` reads.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..rows import Row
+from .chat import (
+    from_llava,
+    from_ms_swift,
+    from_trl,
+    from_verl,
+    from_vision_opd,
+)
+from .coco import from_coco, from_refcoco
+from .folder import as_line, write_rows
+from .import_files import from_folder, from_webdataset
+
+QUESTION = "Describe the picture."
+SKIPPED = "skipped.jsonl"
+
+IMPORTERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+    "coco": from_coco,
+    "refcoco": from_refcoco,
+    "llava": from_llava,
+    "trl": from_trl,
+    "ms_swift": from_ms_swift,
+    "verl": from_verl,
+    "vision_opd": from_vision_opd,
+    "folder": from_folder,
+    "webdataset": from_webdataset,
+}
+
+
+def import_folder(
+    kind: str,
+    source: Path,
+    out: Path,
+    *,
+    images: Path | None = None,
+    question: str = QUESTION,
+) -> tuple[int, list[dict[str, str]]]:
+    """Writes the rows of `source` and their pictures to the folder `out`.
+
+    Args:
+        kind: a name in `IMPORTERS`.
+        images: folder of the pictures; None is the folder of the source.
+        question: for formats that ask nothing; `{expression}` is RefCOCO's.
+
+    Returns:
+        The number of rows written, and `{"uid", "reason"}` of each row left out because a picture
+        cannot be loaded; these are in `out/skipped.jsonl` too.
+
+    Raises:
+        ValueError: unknown kind, a source that is not in that format, `out` holds rows already.
+    """
+    root = images or (source if source.is_dir() else source.parent)
+    written, skipped = write_rows(import_rows(kind, source, question), out, root=root)
+    if skipped:
+        (out / SKIPPED).write_text("".join(map(as_line, skipped)), encoding="utf-8")
+    return written, skipped
+
+
+def import_rows(kind: str, source: Path, question: str) -> Iterator[Row]:
+    """The rows of `source`, which is in the format `kind` of `IMPORTERS`.
+
+    Raises:
+        ValueError: unknown kind, or a source that is not in that format.
+    """
+    if kind not in IMPORTERS:
+        near = difflib.get_close_matches(kind, IMPORTERS, n=1)
+        raise ValueError(
+            f"unknown format {kind!r}{f', near: {near[0]}' if near else ''}; "
+            f"known: {', '.join(IMPORTERS)}"
+        )
+    if not source.exists():
+        raise ValueError(f"{source} does not exist")
+    try:
+        yield from IMPORTERS[kind](source, question)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        # The importers read the format's fields without asking; this is where one was not there.
+        raise ValueError(
+            f"{source} is not in the format {kind!r}: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Row files: JSON lines, Parquet, tar shards."""

@@ -1,0 +1,273 @@
+"""Load the student, the frozen teacher and their processors; check that their vocabularies agree."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from dopd_vlm.config import LoraConfig, ModelConfig
+from dopd_vlm.routed_loss.head import Head
+
+VISUAL_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A model with the processor that makes its inputs."""
+
+    model: PreTrainedModel
+    processor: Any
+    """A ProcessorMixin for vision-language models, the tokenizer itself for text-only ones."""
+    path: str
+    """Where it was loaded from."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor's tokenizer."""
+        is_tokenizer = isinstance(self.processor, PreTrainedTokenizerBase)
+        return self.processor if is_tokenizer else self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.model.device
+
+    @property
+    def head(self) -> nn.Module:
+        """The output projection, [V, H] weight and perhaps a bias."""
+        return self.model.get_output_embeddings()  # type: ignore[return-value]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model without its head: input ids and pixels -> hidden states."""
+        get_base = getattr(self.model, "get_base_model", None)  # a PEFT wrapper
+        return (get_base() if get_base else self.model).base_model
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a completion."""
+        eos = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        eos = self.tokenizer.eos_token_id if eos is None else eos
+        ids = eos if isinstance(eos, list | tuple) else [eos]
+        return tuple(int(i) for i in ids)  # type: ignore[arg-type]
+
+    @property
+    def pad_id(self) -> int:
+        """Fills batches; it never decides what is masked."""
+        pad = self.tokenizer.pad_token_id
+        return self.eos_ids[0] if pad is None else int(pad)  # type: ignore[arg-type]
+
+    @property
+    def visual_ids(self) -> tuple[int, ...]:
+        """Image and video marker ids; in a completion the next forward would look for their pixels."""
+        config = self.model.config
+        ids = (getattr(config, name, None) for name in VISUAL_TOKENS)
+        return tuple(sorted({int(i) for i in ids if i is not None}))
+
+
+def process_state() -> PartialState:
+    """This process among those of `accelerate launch` or `torchrun`.
+
+    PartialState alone overlooks ACCELERATE_USE_CPU and would then see one process.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def end_processes() -> None:
+    """Waits for all processes and ends their group; one that left while others still talk to it may abort."""
+    state = process_state()
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def load_policy(
+    config: ModelConfig, *, device: str | torch.device, trainable: bool, like: Policy | None = None
+) -> Policy:
+    """The model in eval mode on `device`, safetensors only; frozen unless `trainable`.
+
+    `like` lends its processor and dtype: a second copy of a model needs the same of both.
+    Raises ValueError when the folder is absent, holds no safetensors, or has no chat template.
+    """
+    path = _existing(config.path)
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    try:
+        is_visual = (
+            AutoConfig.from_pretrained(path, **options).model_type
+            in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        )
+        processor = like.processor if like else AutoProcessor.from_pretrained(path, **options)
+        auto = AutoModelForImageTextToText if is_visual else AutoModelForCausalLM
+        model = auto.from_pretrained(
+            path,
+            dtype=like.model.dtype if like else model_dtype(config, device, trainable),
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            quantization_config=_quantization(config, trainable),
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot load model {config.path!r}: {error}") from error
+    if getattr(processor, "chat_template", None) is None:
+        raise ValueError(
+            f"model {config.path!r} has no chat template; use an instruction-tuned checkpoint "
+            "or put a chat_template.jinja into its folder"
+        )
+    if config.load_in == "full":
+        model.to(torch.device(device))  # type: ignore[arg-type]
+    model.requires_grad_(trainable)
+    return Policy(model=disable_dropout_(model).eval(), processor=processor, path=config.path)
+
+
+def empty_policy(
+    config: ModelConfig,
+    *,
+    device: str | torch.device,
+    trainable: bool,
+    lora: LoraConfig | None = None,
+    known: tuple[PretrainedConfig, Any] | None = None,
+) -> Policy:
+    """The model's architecture on the meta device: shapes and dtypes as on `device`, no data.
+
+    Reads config and processor alone, or takes those of `known`. Raises ValueError where there are none.
+    """
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    architecture, processor = known or _described(config, options)
+    is_visual = architecture.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    auto = AutoModelForImageTextToText if is_visual else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(
+            architecture,
+            dtype=model_dtype(config, device, trainable),
+            # Kernels that are not installed here keep what torch's own fused one keeps.
+            attn_implementation="eager" if config.attention == "eager" else "sdpa",
+            **options,
+        )
+        model.requires_grad_(trainable)
+        policy = Policy(model=model.eval(), processor=processor, path=config.path)
+        return add_lora(policy, lora) if lora is not None and lora.rank else policy
+
+
+def _described(config: ModelConfig, options: dict[str, Any]) -> tuple[PretrainedConfig, Any]:
+    path = _existing(config.path)
+    try:
+        return (
+            AutoConfig.from_pretrained(path, **options),
+            AutoProcessor.from_pretrained(path, **options),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"cannot read config and processor of model {config.path!r}: {error}. A folder with the "
+            "small files of the checkpoint (config.json, tokenizer, processor; no weights) is enough"
+        ) from error
+
+
+def model_dtype(config: ModelConfig, device: str | torch.device, trainable: bool) -> torch.dtype:
+    """`auto` keeps trained weights in fp32: at lr 5e-6 an update is below bfloat16's resolution."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    return torch.bfloat16 if has_bfloat16(device) and not trainable else torch.float32
+
+
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Whether the device computes bfloat16 in hardware; CPUs are slower in it and answer no."""
+    return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def disable_dropout_(model: PreTrainedModel) -> PreTrainedModel:
+    """Dropout off for good: rollout, targets and loss must see one and the same network."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    return model
+
+
+def checkpoint_activations_(model: PreTrainedModel) -> None:
+    """Layers keep their inputs alone; the backward computes the rest again."""
+    # transformers 5.24 gave it another name and warns of the older one.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next(getattr(model, name) for name in names if hasattr(model, name))
+    enable({"use_reentrant": False})
+
+
+def add_lora(policy: Policy, config: LoraConfig, checkpoint: Path | None = None) -> Policy:
+    """The same policy with trainable adapters on a frozen model, fresh or from a checkpoint (extra `peft`)."""
+    from peft import LoraConfig as PeftConfig  # type: ignore[import-not-found]
+    from peft import PeftModel, get_peft_model  # type: ignore[import-not-found]
+
+    if checkpoint is not None:
+        adapted = PeftModel.from_pretrained(policy.model, str(checkpoint), is_trainable=True)
+        return replace(policy, model=adapted)  # type: ignore[arg-type]
+    adapters = PeftConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=config.target_modules
+    )
+    return replace(policy, model=get_peft_model(policy.model, adapters))  # type: ignore[arg-type]
+
+
+def check_vocabularies(student: Policy, teacher: Policy) -> None:
+    """Raise ValueError unless both tokenizers map the same tokens to the same ids.
+
+    Head widths may differ by padding.
+    """
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    differing = sorted(
+        token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)
+    )
+    shown = ", ".join(f"{t!r}: {ours.get(t)} / {theirs.get(t)}" for t in differing[:5])
+    raise ValueError(
+        f"student {student.path!r} and teacher {teacher.path!r} map {len(differing)} tokens to different ids "
+        f"(student / teacher: {shown}); token-level distillation needs one vocabulary: "
+        "take a teacher of the same family"
+    )
+
+
+def output_head(policy: Policy) -> Head:
+    """The policy's head with the logit scale and soft-cap that its forward applies."""
+    text = policy.model.config.get_text_config()
+    scale = getattr(text, "logit_scale", None) or 1.0  # Cohere
+    scale /= getattr(text, "logits_scaling", None) or 1.0  # Granite
+    return Head(
+        weight=policy.head.weight,  # type: ignore[arg-type]
+        bias=getattr(policy.head, "bias", None),
+        logit_scale=scale,
+        softcap=getattr(text, "final_logit_softcapping", None),  # Gemma
+    )
+
+
+def _existing(path: str) -> str:
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    folder = Path(path).expanduser()
+    if looks_local and not folder.is_dir():
+        raise ValueError(f"model folder {path!r} does not exist")
+    return str(folder) if folder.is_dir() else path
+
+
+def _quantization(config: ModelConfig, trainable: bool) -> Any:
+    if config.load_in == "full":
+        return None
+    if trainable:
+        raise ValueError(f"student.load_in={config.load_in!r}: trained weights must be full")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=config.load_in == "4bit",
+        load_in_8bit=config.load_in == "8bit",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

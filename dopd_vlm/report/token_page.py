@@ -1,0 +1,125 @@
+"""Token maps as HTML: pictures, prompts and coloured tokens, with a slider over training.
+
+`token_map_html` returns a fragment that needs nothing else; script and style lie in assets/.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dopd_vlm.report.palette import PAINTS
+
+ASSETS = Path(__file__).parent / "assets"
+TOKEN_BUDGET = 20_000
+"""Tokens of one page, about 3 MB; beyond it moments are left out, then the ends of completions."""
+COLUMNS = ("regime", "loss", "weight", "gap", "q_plain", "q_student", "q_teacher")
+
+Record = Mapping[str, Any]
+
+
+def token_map_html(
+    probes: Sequence[Record], maps: Sequence[Record], *, budget: int = TOKEN_BUDGET
+) -> str:
+    """The maps of all probes and moments, one shown at a time.
+
+    Args:
+        probes: of `token_maps.probe_record`.
+        maps: of `token_maps.token_maps`, of any number of steps; a map belongs to the probe of
+            its uid, and is shown in the order of its `step`.
+        budget: tokens of the page; the first and the last moment are kept longest.
+
+    Returns:
+        HTML with style and script inside; an explaining sentence when there is no map.
+    """
+    known = {probe["uid"] for probe in probes}
+    maps = [record for record in maps if record["uid"] in known]
+    if not maps:
+        return "<p>There is no token map: no probe was rolled out in this run.</p>"
+    data = safe_json(_page_data(probes, _within(maps, budget, len(known))))
+    style, script, frame = (asset(f"token_map.{kind}") for kind in ("css", "js", "html"))
+    return (
+        f'<style>{style}</style>{frame}<script type="application/json">{data}</script></section>'
+        f"<script>{script}</script>"
+    )
+
+
+def token_map_page(probes: Sequence[Record], maps: Sequence[Record]) -> str:
+    """The same as a whole page."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><title>token maps</title></head>'
+        f'<body style="margin:1rem">{token_map_html(probes, maps)}</body></html>'
+    )
+
+
+def safe_json(value: Any) -> str:
+    """Compact JSON that may stand inside a script element, whatever a row says."""
+    text = json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON does not know: inf and nan."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def asset(name: str) -> str:
+    """The text of a file of assets/."""
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _within(maps: Sequence[Record], budget: int, num_probes: int) -> list[Record]:
+    """As many moments as fit, evenly spaced with the last; then completions cut to an equal share."""
+    steps = sorted({record["step"] for record in maps})
+    tokens = {step: sum(len(m["tokens"]) for m in maps if m["step"] == step) for step in steps}
+    while sum(tokens[step] for step in steps) > budget and len(steps) > 2:
+        steps = [*steps[:-1:2], steps[-1]] if len(steps) > 3 else [steps[0], steps[-1]]
+    longest = budget // max(1, len(steps) * num_probes)
+    return [_cut(record, longest) for record in maps if record["step"] in steps]
+
+
+def _cut(record: Record, longest: int) -> Record:
+    whole = len(record["tokens"])
+    cut = {name: record[name] and record[name][:longest] for name in ("tokens", *COLUMNS)}
+    top = {name: rows and rows[:longest] for name, rows in record["top"].items()}
+    return {**record, **cut, "top": top, "length": whole}
+
+
+def _page_data(probes: Sequence[Record], maps: Sequence[Record]) -> dict[str, Any]:
+    """What the script reads: every token text once in `strings`, elsewhere its index."""
+    index: dict[str, int] = {}
+    shown = []
+    for probe in probes:
+        own = sorted((m for m in maps if m["uid"] == probe["uid"]), key=lambda m: m["step"])
+        if own:
+            shown.append({**probe, "maps": [_compact(record, index) for record in own]})
+    return {
+        "probes": shown,
+        "strings": list(index),
+        "paints": [
+            {"name": regime.name, **{k: getattr(paint, k) for k in ("fill", "ink", "meaning")}}
+            for regime, paint in PAINTS.items()
+        ],
+    }
+
+
+def _compact(record: Record, index: dict[str, int]) -> dict[str, Any]:
+    def number(text: str) -> int:
+        return index.setdefault(text, len(index))
+
+    top = {
+        name: rows and [[x for text, p in row for x in (number(text), p)] for row in rows]
+        for name, rows in record["top"].items()
+    }
+    kept = ("step", "finish_reason", "correct", "threshold", "length", *COLUMNS)
+    return {
+        **{name: record[name] for name in kept},
+        "tokens": [number(text) for text in record["tokens"]],
+        "top": top,
+    }

@@ -1,0 +1,249 @@
+"""Pass 2 of the routed loss: rows grouped by route, through the head in chunks, with gradients.
+
+Gradients with respect to hidden states and head are computed in the forward, because all weights
+are known there; the backward multiplies them by the upstream scalar.
+
+Shapes: N valid tokens of the B x T grid, M rows of a group, C rows of a chunk, K support.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dopd_vlm.divergences import top_k_ids
+from dopd_vlm.routed_loss.gradients import (
+    RowResult,
+    full_,
+    on_support_,
+    sampled_slopes,
+    support_slopes,
+)
+from dopd_vlm.routed_loss.head import (
+    Head,
+    Softmax,
+    hidden_grad,
+    logits_,
+    products_of,
+    rows_in_cache,
+    softcap_slope,
+)
+from dopd_vlm.routed_loss.softmax import partition
+from dopd_vlm.types import Route
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Support:
+    """What pass 1 kept of a target for the rows of a group: all that a cached route needs."""
+
+    ids: Tensor
+    """int [M, K]"""
+    logp: Tensor
+    """[M, K + 1] under the full softmax at the loss temperature; last: all other tokens together"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """The rows that take one route."""
+
+    route: Route
+    rows: Tensor
+    """int64 [M] indices into the valid tokens."""
+    support: Support | None
+    """None where `needs_target_logits`."""
+    hidden: Tensor | None
+    """[B, T, H] of the target, detached; needed where its logits are."""
+    head: Head | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """What pass 2 has to do."""
+
+    head: Head
+    groups: tuple[Group, ...]
+    positions: Tensor
+    """int64 [N] in the flattened grid."""
+    weights: Tensor
+    """[N]"""
+    dtype: torch.dtype
+    softmax: Softmax
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Part:
+    """Rows first, first + 1, ... of a group that share a chunk."""
+
+    group: Group
+    first: int
+    rows: Tensor
+
+
+def needs_target_logits(route: Route) -> bool:
+    """Whether pass 2 must run the target's head again: all but cached supports."""
+    if route.support == "sampled":
+        return False
+    return route.top_k is None or route.support == "student"
+
+
+def routed_sum(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of weight x divergence (with gradient to hidden, weight, bias), and per valid token its
+    divergence [N] and the student's entropy [N] (0 where the weight is 0), detached."""
+    grads = [
+        torch.is_grad_enabled() and t is not None and t.requires_grad
+        for t in (hidden, weight, bias)
+    ]
+    return _RoutedSum.apply(hidden, weight, bias, plan, grads)  # pyright: ignore[reportReturnType]
+
+
+class _RoutedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        plan: Plan,
+        wants: list[bool],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        work = _Work(plan, hidden, wants)
+        with products_of(weight.dtype):
+            work.run_()
+        loss = (plan.weights.double() * work.value.double()).sum().to(plan.dtype)
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.plan, ctx.wants, ctx.grads = plan, wants, work.grads
+        ctx.mark_non_differentiable(work.value, work.entropy)
+        return loss, work.value, work.entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        inputs = ctx.saved_tensors
+        # The gradients are given away without a copy, so that a [V, H] buffer exists once; a
+        # second backward through the same graph computes them again.
+        grads, ctx.grads = ctx.grads or _grads(ctx.plan, inputs[0], ctx.wants), None
+        # Of a plain loss.backward() it is 1; to see that on a GPU would cost more than the product.
+        is_one = upstream[0].device.type == "cpu" and float(upstream[0]) == 1.0
+        out = []
+        for of in inputs:
+            grad = grads.pop(0)
+            if grad is not None and not is_one:
+                grad.mul_(upstream[0])
+            out.append(None if grad is None else grad.to(of.dtype).view_as(of))
+        return (*out, None, None)
+
+
+def _grads(plan: Plan, hidden: Tensor, wants: list[bool]) -> list[Tensor | None]:
+    work = _Work(plan, hidden, wants)
+    with products_of(plan.head.weight.dtype):
+        work.run_()
+    return work.grads
+
+
+def _lines(route: Route) -> int:
+    """Lines of logits that a row takes: the student's, and the target's where they are needed."""
+    return 2 if needs_target_logits(route) else 1
+
+
+class _Work:
+    """Buffers and accumulators of one pass; every method with a trailing underscore fills them."""
+
+    def __init__(self, plan: Plan, hidden: Tensor, wants: list[bool]) -> None:
+        self.plan = plan
+        self.hidden = hidden.detach().flatten(0, 1)
+        num_rows, width, device = len(plan.positions), plan.softmax.width, hidden.device
+        new = self.hidden.new_zeros
+        self.value, self.entropy, self.factor = new((3, num_rows), dtype=plan.dtype).unbind()
+        shapes = (self.hidden.shape, plan.head.weight.shape, plan.head.weight.shape[:1])
+        self.grads = [
+            new(shape, dtype=plan.dtype) if want else None
+            for shape, want in zip(shapes, wants, strict=True)
+        ]
+        empty = self.hidden.new_empty
+        needed = sum(_lines(group.route) * len(group.rows) for group in plan.groups)
+        # Two buffers in one: rows that need no target's logits have both for themselves.
+        size = max(2, min(2 * plan.softmax.rows(num_rows, plan.dtype, device), needed))
+        self.buffer = plan.softmax.buffer.take(size, width, plan.dtype, device)
+        is_deep = any(needs_target_logits(g.route) for g in plan.groups if len(g.rows))
+        lines = min(size // 2, rows_in_cache(width, plan.dtype, device))
+        self.scratch = empty((2 if is_deep else 1, lines, width), dtype=plan.dtype)
+
+    def run_(self) -> None:
+        """All rows, group after group, in chunks that may hold several groups."""
+        chunk: list[_Part] = []
+        room = len(self.buffer)
+        for group in self.plan.groups:
+            first, lines = 0, _lines(group.route)
+            while first < len(group.rows):
+                if room < lines:
+                    self._chunk_(chunk)
+                    chunk, room = [], len(self.buffer)
+                rows = group.rows[first : first + room // lines]
+                chunk.append(_Part(group=group, first=first, rows=rows))
+                first, room = first + len(rows), room - lines * len(rows)
+        if chunk:
+            self._chunk_(chunk)
+        self.plan.softmax.buffer.free()  # the plan lives until the backward
+
+    def _chunk_(self, parts: list[_Part]) -> None:
+        plan, head = self.plan, self.plan.head
+        rows = torch.cat([part.rows for part in parts])
+        hidden = self.hidden[plan.positions[rows]].to(plan.dtype)
+        logits = logits_(hidden, head, self.buffer[: len(rows)])
+        slope = softcap_slope(logits, head)
+        if plan.softmax.temperature != 1.0:
+            logits /= plan.softmax.temperature
+        sizes = [len(part.rows) for part in parts]
+        for part, own in zip(parts, logits.split(sizes), strict=True):
+            is_deep = needs_target_logits(part.group.route)
+            room = self.buffer[len(rows) :][: len(part.rows)]
+            result = self._deep_(part, own, room) if is_deep else self._cached_(part, own)
+            self._keep_(part.rows, result)
+        if slope is not None:
+            logits *= slope
+        self._accumulate_(rows, hidden, logits)
+
+    def _keep_(self, rows: Tensor, result: RowResult) -> None:
+        self.value[rows] = result.value.to(self.plan.dtype)
+        self.entropy[rows] = result.entropy.to(self.plan.dtype)
+        self.factor[rows] = result.factor.to(self.plan.dtype)
+
+    def _cached_(self, part: _Part, logits: Tensor) -> RowResult:
+        route, support = part.group.route, part.group.support
+        assert support is not None
+        at = slice(part.first, part.first + len(part.rows))
+        slopes = sampled_slopes(route) if route.support == "sampled" else support_slopes(route)
+        ids, logp = support.ids[at].long(), support.logp[at]
+        return on_support_(logits, ids, logp, slopes, self.scratch[0])
+
+    def _deep_(self, part: _Part, logits: Tensor, room: Tensor) -> RowResult:
+        route, target_logits = part.group.route, self._target_logits_(part.group, part.rows, room)
+        if route.top_k is None or route.top_k >= self.plan.softmax.width:
+            return full_(logits, target_logits, route, self.scratch)
+        ids = top_k_ids(logits, route.top_k)
+        logp = partition(target_logits, ids, self.scratch[0]).logp
+        return on_support_(logits, ids, logp, support_slopes(route), self.scratch[0])
+
+    def _target_logits_(self, group: Group, rows: Tensor, out: Tensor) -> Tensor:
+        assert group.hidden is not None and group.head is not None
+        hidden = group.hidden.flatten(0, 1)[self.plan.positions[rows]].to(self.plan.dtype)
+        logits = logits_(hidden, group.head, out)
+        temperature = self.plan.softmax.temperature
+        return logits if temperature == 1.0 else logits.div_(temperature)
+
+    def _accumulate_(self, rows: Tensor, hidden: Tensor, grad_logits: Tensor) -> None:
+        plan = self.plan
+        width, scale = plan.softmax.width, plan.head.logit_scale / plan.softmax.temperature
+        # One factor per row, applied to the [C, H] side of each product: no pass over [C, V].
+        factor = (plan.weights[rows] * self.factor[rows])[:, None] * scale
+        grad_hidden, grad_weight, grad_bias = self.grads
+        if grad_hidden is not None:
+            grad_hidden[plan.positions[rows]] = hidden_grad(grad_logits, plan.head) * factor
+        if grad_weight is not None:
+            grad_weight[:width].addmm_(grad_logits.T, hidden * factor)
+        if grad_bias is not None:
+            grad_bias[:width] += grad_logits.T @ factor.squeeze(-1)

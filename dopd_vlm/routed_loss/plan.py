@@ -1,0 +1,177 @@
+"""From inputs to the plan of pass 2: targets checked and scored, a regime per token, rows by route."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dopd_vlm import routing
+from dopd_vlm.methods import Method
+from dopd_vlm.routed_loss.chunked import Group, Plan, Support, needs_target_logits
+from dopd_vlm.routed_loss.head import Head, Softmax, as_head, chunk_dtype
+from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
+from dopd_vlm.routing import Statistic, Thresholds
+from dopd_vlm.types import Regime, Route
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+    """One distribution to learn from; detached."""
+
+    hidden: Tensor | None
+    """[B, T, H]"""
+    head: Head | None
+    scores: TargetScores | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokens:
+    """The sampled tokens, and how the heads' logits over them become probabilities."""
+
+    ids: Tensor
+    """int64 [B, T]"""
+    mask: Tensor
+    """bool [B, T]"""
+    softmax: Softmax
+
+
+def target_of(
+    hidden: Tensor | None,
+    head: Tensor | Head | None,
+    bias: Tensor | None,
+    scores: TargetScores | None,
+) -> Target:
+    """The arguments of one target as a record without gradient."""
+    return Target(
+        hidden=None if hidden is None else hidden.detach(),
+        head=None if head is None else as_head(head, bias).detach(),
+        scores=scores,
+    )
+
+
+def scored(target: Target, method: Method, name: str, tokens: Tokens) -> Target:
+    """The target with the pass-1 scores that the method needs of it.
+
+    Raises:
+        ValueError: hidden states or head are missing, or given scores are of another width.
+    """
+    _check(target, method, name, tokens.softmax.width)
+    if target.hidden is None or target.head is None or target.scores is not None:
+        return target
+    top_k = method.teacher_top_k if name == "teacher" else method.self_target_top_k
+    sampled = any(r.support == "sampled" and r.target == name for r in method.routes.values())
+    if not (method.routes_by_gap or top_k or sampled):
+        return target
+    scores = target_scores(
+        target.hidden,
+        target.head,
+        tokens.ids,
+        tokens.mask,
+        top_k=top_k,
+        temperature=tokens.softmax.temperature,
+        vocab_size=tokens.softmax.width,
+        chunk_size=tokens.softmax.chunk_size,
+        buffer=tokens.softmax.buffer,
+    )
+    return replace(target, scores=scores)
+
+
+def _check(target: Target, method: Method, name: str, width: int) -> None:
+    argument = "teacher" if name == "teacher" else "privileged"
+    routes = [r for r in method.routes.values() if r.target == name and r.weight != 0.0]
+    needed = method.needs_teacher if name == "teacher" else method.needs_self_target
+    is_deep = any(needs_target_logits(route) for route in routes)
+    if needed and target.hidden is None and (target.scores is None or is_deep):
+        raise ValueError(f"method {method.name!r} needs {argument}_hidden; got None")
+    if target.hidden is not None and target.head is None:
+        raise ValueError(f"{argument}_hidden needs {argument}_head beside it; got None")
+    if target.scores is not None and target.scores.width != width:
+        raise ValueError(
+            f"{argument}_scores ran over {target.scores.width} vocabulary entries, the loss over "
+            f"{width}: call target_scores with vocab_size={width}"
+        )
+
+
+def regimes(
+    logp: Mapping[str, Tensor | None],
+    mask: Tensor,
+    thresholds: Thresholds | None,
+    trim: float,
+    statistic: Statistic | float,
+) -> Tensor:
+    """Regime per token, -1 where masked; all HT where one target alone was scored.  int64 [B, T]
+
+    logp: {"teacher": [B, T], "student": [B, T]}, of the sampled tokens at temperature 1.
+    """
+    teacher, student = logp["teacher"], logp["student"]
+    if teacher is None or student is None or not bool(mask.any()):
+        return torch.where(mask.bool(), int(Regime.HT), -1)
+    if thresholds is None:
+        thresholds = routing.thresholds(teacher, student, mask, trim, statistic=statistic)
+    return routing.assign_regimes(teacher, student, mask, thresholds)
+
+
+def make_plan(
+    student_hidden: Tensor,
+    student: Head,
+    targets: Mapping[str, Target],
+    tokens: Tokens,
+    method: Method,
+    regime: Tensor,
+    weight: Tensor,
+) -> Plan:
+    """What pass 2 has to do; of the targets' supports it holds only the rows that need them."""
+    dtype = chunk_dtype(student_hidden, student.weight)
+    positions = tokens.mask.flatten().nonzero().squeeze(-1)
+    row_regime = regime.flatten()[positions]
+    ids = tokens.ids.flatten()[positions]
+    groups = []
+    for route, kinds in _by_route(method).items():
+        wanted = torch.isin(row_regime, torch.tensor(kinds, device=row_regime.device))
+        rows, target = wanted.nonzero().squeeze(-1), targets[route.target]
+        support = None
+        if not needs_target_logits(route):
+            support = _support(target, route, rows, positions, ids, tokens.softmax.width)
+        groups.append(
+            Group(route=route, rows=rows, support=support, hidden=target.hidden, head=target.head)
+        )
+    return Plan(
+        head=student.detach(),
+        groups=tuple(groups),
+        positions=positions,
+        weights=weight.flatten()[positions].to(dtype),
+        dtype=dtype,
+        softmax=tokens.softmax,
+    )
+
+
+def _by_route(method: Method) -> dict[Route, list[Regime]]:
+    by_route: dict[Route, list[Regime]] = {}
+    for kind in Regime:
+        if method.routes[kind].weight != 0.0:
+            by_route.setdefault(method.routes[kind], []).append(kind)
+    return by_route
+
+
+def _support(
+    target: Target, route: Route, rows: Tensor, positions: Tensor, ids: Tensor, width: int
+) -> Support:
+    scores, wanted = target.scores, min(route.top_k or 0, width)
+    assert scores is not None
+    if route.support == "sampled":
+        logp = scores.loss_logp.flatten()[positions[rows], None]
+        return Support(ids=ids[rows, None], logp=torch.cat([logp, (-logp.expm1()).log()], -1))
+    if scores.top_ids is None or scores.top_logp is None or scores.top_ids.shape[1] < wanted:
+        raise ValueError(
+            f"a route needs the {route.target}'s top {wanted} tokens, which its scores lack: "
+            f"call target_scores with top_k={wanted}"
+        )
+    is_all = len(rows) == len(ids)  # then in order: no copy
+    top_ids = scores.top_ids if is_all else scores.top_ids[rows]
+    top_logp = scores.top_logp if is_all else scores.top_logp[rows]
+    if wanted < top_ids.shape[1]:
+        rest = top_logp[:, wanted:].logsumexp(-1, keepdim=True)
+        top_ids = top_ids[:, :wanted]
+        top_logp = torch.cat([top_logp[:, :wanted], rest], -1)
+    return Support(ids=top_ids, logp=top_logp)

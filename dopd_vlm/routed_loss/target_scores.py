@@ -1,0 +1,176 @@
+"""Pass 1: what routing and the top-K routes need of a target, without [N, V] logits."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dopd_vlm.divergences import top_k_ids
+from dopd_vlm.routed_loss.head import (
+    Buffer,
+    Head,
+    Softmax,
+    as_head,
+    chunk_dtype,
+    logits_,
+    products_of,
+    rows_in_cache,
+)
+from dopd_vlm.routed_loss.softmax import log_sum_outside, partition
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetScores:
+    """Scores of the sampled tokens under one target; detached, 0 where masked."""
+
+    logp: Tensor
+    """[B, T] log-prob of the sampled token at temperature 1, nats: what routing compares."""
+    loss_logp: Tensor
+    """[B, T] the same at the loss temperature."""
+    top_ids: Tensor | None
+    """int32 [N, K] of the N valid tokens in order, most probable first, ties by the lowest id."""
+    top_logp: Tensor | None
+    """[N, K + 1] their log-probs under the full softmax at the loss temperature, and in the last column
+    that of all other tokens together."""
+    width: int
+    """Vocabulary entries that the softmax ran over."""
+
+
+@torch.no_grad()
+def target_scores(
+    hidden: Tensor,
+    head: Tensor | Head,
+    completion_ids: Tensor,
+    mask: Tensor,
+    *,
+    top_k: int | None = None,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    chunk_size: int | None = None,
+    buffer: Buffer | None = None,
+) -> TargetScores:
+    """Scores of one target at the valid tokens, in chunks of rows. No gradient.
+
+    Args:
+        hidden: [B, T, H] at the positions that predict each completion token.
+        head: weight [V, H] or a Head.
+        completion_ids: int64 [B, T].
+        mask: bool [B, T].
+        top_k: size of the support to keep; None keeps none.
+        bias: [V], beside a plain weight.
+        temperature: of the loss; the routing's log-probs are always at temperature 1.
+        vocab_size: width of the softmax; the smaller of student's and target's when they are
+            padded differently (as routed_loss cuts them). None is V.
+        chunk_size: rows of a buffer of logits; None chooses by memory.
+        buffer: memory for the logits, kept for the next call; None is made and freed.
+
+    Raises:
+        ValueError: a completion id outside the width, temperature <= 0, top_k < 1.
+    """
+    head = as_head(head, bias).detach()
+    width = min(len(head.weight), vocab_size or len(head.weight))
+    softmax = Softmax(
+        width=width, temperature=temperature, chunk_size=chunk_size, buffer=buffer or Buffer()
+    )
+    valid = _valid_rows(hidden, completion_ids, mask)
+    check_inputs(valid.ids, width, top_k)
+    with products_of(head.weight.dtype):
+        found = _scores_of_rows(valid, head, softmax, min(top_k or 0, width))
+    logp, loss_logp = found.logp.new_zeros((2, mask.numel()))
+    logp[valid.positions], loss_logp[valid.positions] = found.logp, found.loss_logp
+    return TargetScores(
+        logp=logp.view_as(mask),
+        loss_logp=loss_logp.view_as(mask),
+        top_ids=found.top_ids if top_k else None,
+        top_logp=found.top_logp if top_k else None,
+        width=width,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """The N valid tokens, or a chunk of them."""
+
+    hidden: Tensor
+    """[B T, H], all tokens"""
+    positions: Tensor
+    """int64 [N] of the valid ones in it"""
+    ids: Tensor
+    """int64 [N] completion ids"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _RowScores:
+    logp: Tensor
+    """[N]"""
+    loss_logp: Tensor
+    """[N]"""
+    top_ids: Tensor
+    """int32 [N, K]"""
+    top_logp: Tensor
+    """[N, K + 1]"""
+
+
+def _valid_rows(hidden: Tensor, completion_ids: Tensor, mask: Tensor) -> _Rows:
+    positions = mask.flatten().nonzero().squeeze(-1)
+    return _Rows(
+        hidden=hidden.detach().flatten(0, 1),
+        positions=positions,
+        ids=completion_ids.flatten()[positions],
+    )
+
+
+def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> _RowScores:
+    dtype, device = chunk_dtype(rows.hidden, head.weight), rows.hidden.device
+    num_rows, new = len(rows.ids), rows.hidden.new_empty
+    size = max(1, min(2 * softmax.rows(num_rows, dtype, device), num_rows))
+    buffer = softmax.buffer.take(size, softmax.width, dtype, device)
+    lines = min(size, rows_in_cache(softmax.width, dtype, device))
+    scratch = new(lines, softmax.width, dtype=dtype)
+    found = _RowScores(
+        logp=new(num_rows, dtype=dtype),
+        loss_logp=new(num_rows, dtype=dtype),
+        top_ids=new(num_rows, keep, dtype=torch.int32),
+        top_logp=new(num_rows, keep + 1, dtype=dtype),
+    )
+    for start in range(0, num_rows, size):
+        at = slice(start, start + size)
+        hidden = rows.hidden[rows.positions[at]].to(dtype)
+        logits = logits_(hidden, head, buffer[: len(hidden)])
+        part = _scores_of_chunk_(logits, rows.ids[at, None], softmax.temperature, keep, scratch)
+        found.logp[at], found.loss_logp[at] = part.logp, part.loss_logp
+        found.top_ids[at], found.top_logp[at] = part.top_ids, part.top_logp
+    return found
+
+
+def _scores_of_chunk_(
+    logits: Tensor, ids: Tensor, temperature: float, keep: int, scratch: Tensor
+) -> _RowScores:
+    """Scores in float64 of rows [C, V], which are divided by the temperature.  ids: [C, 1]"""
+    top_ids = top_k_ids(
+        logits, keep
+    )  # before the division, which may round two neighbours to a tie
+    logp = None
+    if temperature != 1.0:
+        logp = logits.gather(-1, ids) - log_sum_outside(logits, ids[:, :0], scratch)
+        logits.div_(temperature)
+    part = partition(logits, top_ids, scratch)
+    loss_logp = logits.gather(-1, ids) - part.normaliser
+    return _RowScores(
+        logp=(loss_logp if logp is None else logp).squeeze(-1),
+        loss_logp=loss_logp.squeeze(-1),
+        top_ids=top_ids,
+        top_logp=part.logp,
+    )
+
+
+def check_inputs(ids: Tensor, width: int, top_k: int | None = None) -> None:
+    """Raises ValueError for ids outside the softmax, or a top_k < 1."""
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k} must be at least 1, or None")
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < width:
+        raise ValueError(
+            f"completion ids run from {int(ids.min())} to {int(ids.max())}, outside the common "
+            f"vocabulary of {width}: are they of the student's tokenizer?"
+        )

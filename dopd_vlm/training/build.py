@@ -1,0 +1,127 @@
+"""A run's parts from its recipe: processes, models, method, optimizer, and where it writes."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from transformers import get_cosine_schedule_with_warmup
+
+from dopd_vlm.config import RunConfig
+from dopd_vlm.methods import Method, adjusted, method
+from dopd_vlm.models.policy import (
+    Policy,
+    add_lora,
+    check_vocabularies,
+    checkpoint_activations_,
+    has_bfloat16,
+    load_policy,
+    output_head,
+    process_state,
+)
+from dopd_vlm.training.checkpoint import last_checkpoint, load_trainer_
+from dopd_vlm.training.state import TrainState
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Processes, device, precision and trackers."""
+    # Not from an Accelerator: the precision of the first one cannot be changed.
+    device = process_state().device or "cpu"
+    use_bfloat16 = config.precision == "bfloat16" or (
+        config.precision == "auto" and has_bfloat16(device)
+    )
+    return Accelerator(
+        mixed_precision="bf16" if use_bfloat16 else "no",
+        log_with=list(config.tracking) or None,
+        project_config=ProjectConfiguration(
+            project_dir=str(run_folder(config)), logging_dir=str(run_folder(config) / "tensorboard")
+        ),
+    )
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where the run writes."""
+    return Path(config.output_dir) / str(config.name)
+
+
+def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> TrainState:
+    """Models, method and optimizer; from the last checkpoint when resuming."""
+    chosen = configured_method(config)
+    checkpoint = last_checkpoint(run_dir) if config.resume else None
+    device = accelerator.device
+    student = load_student(config, device, checkpoint)
+    teacher = (
+        load_policy(config.teacher, device=device, trainable=False)
+        if chosen.needs_teacher
+        else None
+    )
+    if teacher is not None:
+        check_vocabularies(student, teacher)
+    parameters = [p for p in student.model.parameters() if p.requires_grad]
+    optim = config.optim
+    optimizer = torch.optim.AdamW(
+        parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
+    )
+    widths = [len(output_head(p).weight) for p in (student, teacher) if p is not None]
+    state = TrainState(
+        config=config,
+        accelerator=accelerator,
+        student=student,
+        teacher=teacher,
+        self_target=load_self_target(config, chosen, student, checkpoint),
+        method=chosen,
+        optimizer=optimizer,
+        scheduler=get_cosine_schedule_with_warmup(optimizer, optim.warmup_steps, optim.max_steps),
+        vocab_size=min(widths),
+    )
+    if checkpoint is not None:
+        load_trainer_(state, checkpoint)
+    return state
+
+
+def configured_method(config: RunConfig) -> Method:
+    """The table named in the config, with the config's choices where the paper leaves one."""
+    chosen = config.method
+    return adjusted(
+        method(chosen.name),
+        self_target=chosen.self_target,
+        top_k=chosen.top_k,
+        support=chosen.support,
+        tail=chosen.tail,
+        light_weight=chosen.light_weight,
+        weak_weight=chosen.weak_weight,
+    )
+
+
+def load_student(config: RunConfig, device: torch.device, checkpoint: Path | None) -> Policy:
+    """The student with gradients, from a checkpoint when there is one."""
+    if config.lora.rank:
+        base = load_policy(config.student, device=device, trainable=False)
+        student = add_lora(base, config.lora, checkpoint)
+    else:
+        source = replace(config.student, path=str(checkpoint or config.student.path))
+        student = load_policy(source, device=device, trainable=True)
+    if config.optim.gradient_checkpointing:
+        checkpoint_activations_(student.model)
+    return student
+
+
+def load_self_target(
+    config: RunConfig, chosen: Method, student: Policy, checkpoint: Path | None
+) -> Policy | None:
+    """Whose weights the self-target has: the live student itself, or a copy without gradient."""
+    if not chosen.needs_self_target:
+        return None
+    if chosen.self_target == "live":
+        return student
+    if config.lora.rank:
+        return replace(student, model=copy.deepcopy(student.model).requires_grad_(False))
+    average = (
+        checkpoint / "trainer" / "self_target"
+        if checkpoint and chosen.self_target == "ema"
+        else None
+    )
+    source = replace(config.student, path=str(average or config.student.path))
+    return load_policy(source, device=student.device, trainable=False, like=student)

@@ -1,0 +1,102 @@
+"""Save and resume: a Hugging Face folder for users, and beside it what the next step needs.
+
+    runs/NAME/checkpoints/step_000100/          student weights and processor, loadable by the Auto classes
+    runs/NAME/checkpoints/step_000100/trainer/  optimizer, schedule, step, self-target
+    runs/NAME/checkpoint -> checkpoints/...     the newest
+
+Data order and sampling are functions of seed and step, so no random state is stored.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+
+from dopd_vlm.training.state import TrainState
+
+LINK = "checkpoint"
+
+
+def save_checkpoint(state: TrainState, run_dir: Path) -> Path:
+    """Write to a temporary name, rename, then move the link and drop old ones; call on one process.
+
+    Raises OSError with the folder's name when the disk is full; what was saved before stays whole.
+    """
+    final = run_dir / "checkpoints" / f"step_{state.step:06d}"
+    partial = final.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(state, partial)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"checkpoint {final} was not written ({error}); earlier ones are whole"
+        ) from error
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _point(run_dir / LINK, final)
+    for old in checkpoints(run_dir)[: -1 - state.config.keep_checkpoints]:
+        shutil.rmtree(old)
+    return final
+
+
+def _write(state: TrainState, folder: Path) -> None:
+    state.student.model.save_pretrained(folder, safe_serialization=True)
+    state.student.processor.save_pretrained(folder)
+    trainer = folder / "trainer"
+    trainer.mkdir()
+    if state.config.method.self_target == "ema" and state.self_target is not None:
+        state.self_target.model.save_pretrained(trainer / "self_target", safe_serialization=True)
+    torch.save(
+        {
+            "step": state.step,
+            "num_skipped": state.num_skipped,
+            "optimizer": state.optimizer.state_dict(),
+            "scheduler": state.scheduler.state_dict(),
+        },
+        trainer / "state.pt",
+    )
+
+
+def _point(link: Path, target: Path) -> None:
+    fresh = link.with_name(f".{link.name}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target.relative_to(link.parent), target_is_directory=True)
+    os.replace(fresh, link)
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = (run_dir / "checkpoints").glob("step_*")
+    return sorted(path for path in found if re.fullmatch(r"step_\d+", path.name))
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    found = checkpoints(run_dir)
+    return found[-1] if found else None
+
+
+def load_trainer_(state: TrainState, checkpoint: Path) -> None:
+    """Optimizer, schedule and step of a checkpoint into `state`; tensors only, nothing else is unpickled."""
+    saved = torch.load(checkpoint / "trainer" / "state.pt", map_location="cpu", weights_only=True)
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.scheduler.load_state_dict(saved["scheduler"])
+    state.step, state.num_skipped = saved["step"], saved["num_skipped"]
+
+
+def check_space(state: TrainState, run_dir: Path) -> None:
+    """Raise ValueError before training when the disk cannot hold the checkpoints that will be kept."""
+    trained = sum(
+        p.numel() * p.element_size() for p in state.student.model.parameters() if p.requires_grad
+    )
+    everything = sum(p.numel() * p.element_size() for p in state.student.model.parameters())
+    needed = (everything + 2 * trained) * (state.config.keep_checkpoints + 2)
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise ValueError(
+            f"{run_dir} has {free / 2**30:.1f} GiB free, the checkpoints need {needed / 2**30:.1f} GiB; "
+            "free some space, set output_dir elsewhere or lower keep_checkpoints"
+        )

@@ -1,0 +1,140 @@
+"""Rows -> encoded samples, in a given order, ahead of the step that needs them.
+
+The order is decided by whoever asks, so what comes never depends on the number of workers.
+"""
+
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import forkserver, parent_process
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from transformers import PreTrainedModel
+
+from dopd_vlm.config import RunConfig
+from dopd_vlm.models.policy import Policy
+from dopd_vlm.training.parcel import Parcel, pack, unpack
+from dopd_vlm.training.state import EncodedSample, encoded_views
+from dopd_vlm.types import Sample
+
+GPU_WORKERS = 2
+"""Workers where the recipe names no number and the model computes elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadRow:
+    """A row that no encoded sample could be made of."""
+
+    row: int
+    reason: str
+
+
+class EncodedStream:
+    """The encoded samples of `order`, `ahead` of them made before they are asked for.
+
+    With `workers` = 0 each is made when it is asked for, by this process.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        student: Policy,
+        samples: Sequence[Sample],
+        order: Iterable[int],
+        *,
+        workers: int,
+        ahead: int,
+    ) -> None:
+        options: dict[str, Any] = {}
+        if workers:
+            start_server(samples)
+            options = {
+                "multiprocessing_context": "forkserver",
+                "prefetch_factor": -(-ahead // workers),
+                "worker_init_fn": _start_worker,
+            }
+        loader = DataLoader(
+            _EncodedRows(config, student, samples),
+            batch_size=None,
+            sampler=order,
+            num_workers=workers,
+            # Of its own: a DataLoader draws from it, and the run's random numbers must not change.
+            generator=torch.Generator(),
+            **options,
+        )
+        try:
+            self._items = iter(loader)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"data.workers={workers}: the samples cannot be sent to worker processes ({error}); "
+                "define what they are made with at the top of a module, or set data.workers=0"
+            ) from error
+
+    def take(self, count: int) -> list[EncodedSample | BadRow]:
+        """The next `count` of them."""
+        made = (next(self._items) for _ in range(count))
+        return [unpack(item) if isinstance(item, Parcel) else item for item in made]
+
+    def close(self) -> None:
+        """Ends the workers."""
+        del self._items
+
+
+def start_server(samples: Sequence[Sample]) -> None:
+    """Begins, beside this process, the imports that all workers share; a second call does nothing.
+
+    Workers are forked from this server, which has neither models nor threads: a fork of the
+    trainer would copy both in whatever state they are.
+    """
+    forkserver.set_forkserver_preload([__name__, type(samples).__module__])
+    forkserver.ensure_running()
+
+
+def num_workers(config: RunConfig, device: torch.device) -> int:
+    """Worker processes of each training process; on CPU the model itself has use for all cores."""
+    chosen = config.data.workers
+    return (GPU_WORKERS if device.type != "cpu" else 0) if chosen is None else chosen
+
+
+class _EncodedRows(Dataset):
+    """Row number -> encoded sample or BadRow; a worker packs it."""
+
+    def __init__(self, config: RunConfig, student: Policy, samples: Sequence[Sample]) -> None:
+        stand_in = cast(PreTrainedModel, _Weightless(student.model.config))
+        self._config, self._samples = config, samples
+        self._encoder = replace(student, model=stand_in)
+
+    def __getitem__(self, row: int) -> EncodedSample | BadRow | Parcel:
+        try:
+            sample = self._samples[row]
+            prompts = encoded_views(self._config, self._encoder, sample)
+            made = EncodedSample(sample=sample, prompts=prompts)
+        except ValueError as error:
+            made = BadRow(row=row, reason=str(error))
+        return made if get_worker_info() is None else pack(made)
+
+
+class _Weightless:
+    """Stands where a model does: encoding asks for its config alone."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+
+def _start_worker(_: int) -> None:
+    """A worker outlives Ctrl-C, which reaches it too, and never its trainer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A DataLoader's own watch looks at the parent id, which here is the server's.
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

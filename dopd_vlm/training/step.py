@@ -1,0 +1,284 @@
+"""One optimizer step: rollouts -> target scores -> thresholds -> routed loss -> optimizer.
+
+Every count that divides a loss is known over all processes and micro-batches before the first
+backward, so that gradients only ever add up.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from dopd_vlm.models.image_features import StepFeatures
+from dopd_vlm.models.policy import Policy, output_head
+from dopd_vlm.models.scores import completion_hidden
+from dopd_vlm.rollout.own import generate
+from dopd_vlm.routed_loss.loss import LossOutput, routed_loss
+from dopd_vlm.routing import Thresholds
+from dopd_vlm.training.metrics import batch_averages, batch_sums, total_of
+from dopd_vlm.training.state import EncodedSample, TrainState
+from dopd_vlm.training.targets import MicroBatch, batch_thresholds, score_targets
+from dopd_vlm.types import Rollout, Sample
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is infinite or not a number; raised before the optimizer step."""
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Seconds per named phase of one step."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to `name`, which a profiler's trace shows as `step/name`."""
+        start = time.perf_counter()
+        with torch.profiler.record_function(f"step/{name}"):
+            yield
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        self.seconds[name] += time.perf_counter() - start
+
+    def metrics(self, num_tokens: float) -> dict[str, float]:
+        """time/<phase>, their sum, and tokens per second of the whole step."""
+        total = sum(self.seconds.values())
+        phases = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+        return {**phases, "time/step_total": total, "time/tokens_per_second": num_tokens / total}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """One optimizer step: metrics over all processes, and this process's tokens for the sample log."""
+
+    metrics: dict[str, float]
+    micro_batches: list[MicroBatch]
+    losses: list[LossOutput]
+    thresholds: Thresholds | None
+
+
+def train_step(
+    state: TrainState,
+    samples: Sequence[EncodedSample],
+    clock: Clock,
+    score: Callable[[str, Sample], float] | None = None,
+) -> StepOutput:
+    """One optimizer step on this process's share of the batch; `score` adds rollout/accuracy."""
+    features = StepFeatures()
+    with clock.phase("rollout"):
+        rollouts = roll_out(state, samples, features)
+    output = distil_step(state, samples, rollouts, clock, features)
+    if score is not None:
+        per_sample = len(rollouts) // max(1, len(samples))
+        right = sum(
+            score(completion_text(state.student, rollout), samples[i // per_sample].sample)
+            for i, rollout in enumerate(rollouts)
+        )
+        total = total_of(state.accelerator, {"right": right, "n": float(len(rollouts))})
+        output.metrics["rollout/accuracy"] = total["right"] / total["n"]
+    return output
+
+
+def distil_step(
+    state: TrainState,
+    samples: Sequence[EncodedSample],
+    rollouts: Sequence[Rollout],
+    clock: Clock,
+    features: StepFeatures | None = None,
+) -> StepOutput:
+    """One optimizer step on given rollouts, `len(rollouts) / len(samples)` for each sample in order.
+
+    `features` holds what the rollouts made of the step's pictures, where there is anything.
+    The update depends on the union of the rollouts over processes, not on how they are spread.
+    """
+    features = features or StepFeatures()
+    with clock.phase("score"):
+        micro_batches = score_targets(state, samples, rollouts, features)
+        features.keep_only(state.student)
+        limits = batch_thresholds(state, micro_batches)
+        counts = batch_counts(state, rollouts)
+    if counts.num_sequences == 0:
+        raise ValueError(
+            f"step {state.step}: every row of the batch was skipped; see skipped.jsonl"
+        )
+    with clock.phase("loss"):
+        losses = [_backward(state, micro, limits, counts, features) for micro in micro_batches]
+        with recomputing(state):
+            at_once = state.config.optim.micro_batch_size
+            features.backward(state.student, at_once, lambda: state.accelerator.autocast())
+    with clock.phase("step"):
+        grad_norm = optimizer_step(state)
+    sums = total_of(state.accelerator, batch_sums(losses, rollouts))
+    metrics = {**batch_averages(sums), "optim/grad_norm": grad_norm}
+    if limits is not None:
+        metrics |= {f"threshold/{name}": value for name, value in limits.record().items()}
+    return StepOutput(
+        metrics=metrics, micro_batches=micro_batches, losses=losses, thresholds=limits
+    )
+
+
+def roll_out(
+    state: TrainState, samples: Sequence[EncodedSample], features: StepFeatures | None = None
+) -> list[Rollout]:
+    """Completions of a training step, seeded by run, step and process."""
+    seed = (state.config.seed * 1_000_003 + state.step) * 1_009 + state.accelerator.process_index
+    count = state.config.rollout.num_generations
+    return sample_completions(state, samples, num_generations=count, seed=seed, features=features)
+
+
+def sample_completions(
+    state: TrainState,
+    samples: Sequence[EncodedSample],
+    *,
+    num_generations: int,
+    seed: int,
+    features: StepFeatures | None = None,
+) -> list[Rollout]:
+    """Completions of the plain prompts by the student, sampled as the recipe says."""
+    rollout = state.config.rollout
+    with state.accelerator.autocast():
+        return generate(
+            state.student,
+            [s.prompts["plain"] for s in samples],
+            num_generations=num_generations,
+            max_completion_length=rollout.max_completion_length,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            seed=seed,
+            batch_size=rollout.batch_size,
+            features=features,
+        )
+
+
+def completion_text(policy: Policy, rollout: Rollout) -> str:
+    """The completion for scoring and reading: special tokens left out."""
+    text = policy.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What divides the loss, over all processes."""
+
+    num_sequences: int
+    num_tokens: int
+
+
+def batch_counts(state: TrainState, rollouts: Sequence[Rollout]) -> Counts:
+    """Sequences and completion tokens of the optimizer batch."""
+    tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
+    sums = {"sequences": float(len(rollouts)), "tokens": float(tokens)}
+    total = total_of(state.accelerator, sums)
+    return Counts(num_sequences=int(total["sequences"]), num_tokens=int(total["tokens"]))
+
+
+def _backward(
+    state: TrainState,
+    micro: MicroBatch,
+    limits: Thresholds | None,
+    counts: Counts,
+    features: StepFeatures,
+) -> LossOutput:
+    output = micro_batch_loss(state, micro, limits, counts, features)
+    _check_finite(state, micro, output)
+    with recomputing(state):
+        output.loss.backward()
+    return output
+
+
+@contextmanager
+def recomputing(state: TrainState) -> Iterator[None]:
+    """Where checkpointed layers recompute: transformers does so in train mode alone (dropout is off)."""
+    is_on = state.config.optim.gradient_checkpointing
+    state.student.model.train(is_on)
+    try:
+        yield
+    finally:
+        state.student.model.eval()
+
+
+def micro_batch_loss(
+    state: TrainState,
+    micro: MicroBatch,
+    limits: Thresholds | None,
+    counts: Counts,
+    features: StepFeatures | None = None,
+) -> LossOutput:
+    """The routed loss of one micro-batch; gradient as the caller's mode says.
+
+    With `features`, the gradient of the vision tower is left to `StepFeatures.backward`.
+    """
+    student, method = state.student, state.config.method
+    batch = micro.batch.to(student.device)
+    with state.accelerator.autocast(), recomputing(state):
+        hidden = completion_hidden(student, batch, features)
+    teacher, own = micro.teacher, micro.self_target
+    return routed_loss(
+        hidden,
+        output_head(student),
+        own.hidden if own else None,
+        teacher.hidden if teacher else None,
+        output_head(state.teacher) if state.teacher else None,
+        batch.completion_ids,
+        batch.mask,
+        state.method,
+        privileged_head=output_head(state.self_target) if state.self_target else None,
+        thresholds=limits,
+        num_sequences=counts.num_sequences,
+        num_tokens=counts.num_tokens,
+        reduction=method.reduction,
+        temperature=method.temperature,
+        chunk_size=method.chunk_size,
+        teacher_scores=teacher.scores if teacher else None,
+        privileged_scores=own.scores if own else None,
+    )
+
+
+def _check_finite(state: TrainState, micro: MicroBatch, output: LossOutput) -> None:
+    if output.loss.isfinite():
+        return
+    bad = (~output.per_token.isfinite()).any(-1).nonzero().flatten().tolist() or range(
+        len(micro.samples)
+    )
+    uids = sorted({micro.samples[i].sample.uid for i in bad})
+    raise NonFiniteLossError(
+        f"step {state.step}: the loss is {float(output.loss.detach())}; "
+        f"samples {', '.join(uids[:5])}. Nothing was updated; the last checkpoint stands. "
+        "Lower optim.learning_rate, or look at these rows"
+    )
+
+
+def optimizer_step(state: TrainState) -> float:
+    """Add gradients up over processes, clip, step; returns the norm before clipping.
+
+    A plain sum, as every weight already holds its share of the whole batch. Own reduction instead of
+    DistributedDataParallel, which averages, and hangs when a process has no picture in its batch.
+    """
+    parameters = [p for p in state.student.model.parameters() if p.requires_grad]
+    if state.accelerator.num_processes > 1:
+        for parameter in parameters:
+            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = state.accelerator.reduce(grad, "sum")  # type: ignore[assignment]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.optim.max_grad_norm)
+    if not norm.isfinite():
+        raise NonFiniteLossError(
+            f"step {state.step}: the gradient norm is {float(norm)}; nothing was updated"
+        )
+    state.optimizer.step()
+    state.scheduler.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.config.method.self_target == "ema" and state.self_target is not None:
+        _update_average_(state.self_target.model, state.student.model, state.config.method.ema_rate)
+    return float(norm)
+
+
+@torch.no_grad()
+def _update_average_(average: torch.nn.Module, model: torch.nn.Module, rate: float) -> None:
+    for old, new in zip(average.parameters(), model.parameters(), strict=True):
+        old.lerp_(new.to(old.dtype), rate)

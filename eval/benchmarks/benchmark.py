@@ -1,0 +1,222 @@
+"""`Benchmark`: one YAML in eval/tasks, which says where questions come from and how they count."""
+
+import difflib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dopd_vlm.prompts import PromptTemplate
+
+from ..scorers import SCORERS
+from .forms import ANSWER_FORMS, QUESTION_FORMS
+
+TASKS = Path(__file__).parents[1] / "tasks"
+SUITES = {
+    "paper_vlm": (
+        "realworldqa",
+        "mmstar",
+        "mathvision",
+        "dynamath",
+        "logicvista",
+        "mmmu",
+        "mmmu_pro",
+        "mmmu_pro_vision",
+        "vsibench",
+    ),
+    "paper_llm": (
+        "ceval",
+        "livebench",
+        "math500",
+        "aime25",
+        "zebralogic_grid",
+        "zebralogic_mc",
+        "autologi",
+        "bfclv3",
+        "livecodebench",
+    ),
+}
+"""The paper's benchmarks; it does not say which mode of ZebraLogic and of MMMU-Pro it means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How completions are made; defaults are greedy."""
+
+    max_completion_length: int = 1024
+    """Tokens after which a completion is cut and counted as truncated."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus mass; 1 is off."""
+    top_k: int = 0
+    """0 is off."""
+    num_generations: int = 1
+    """Completions per question; the score is then avg@k."""
+    stop: tuple[str, ...] = ()
+    """Texts before the first of which a completion ends."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ValueError(f"generation.stop={self.stop!r} must be a list of texts, none empty")
+        object.__setattr__(self, "stop", tuple(self.stop))  # a list in YAML
+        for name in ("max_completion_length", "num_generations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"generation.{name}={getattr(self, name)} must be at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"generation.temperature={self.temperature} must not be negative")
+        if self.num_generations > 1 and self.temperature == 0:
+            raise ValueError(
+                f"num_generations={self.num_generations} greedy completions would all be the same: "
+                "set a temperature above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One benchmark. It holds no rows: scripts read `rows` and hand Samples to the harness."""
+
+    name: str
+    """File name in eval/tasks."""
+    description: str
+    """One line."""
+    rows: str
+    """`embedded:NAME/SPLIT`, a hub id, or a file or folder."""
+    config: str | None = None
+    """Configuration of a hub data set."""
+    configs: tuple[str, ...] = ()
+    """Several of them; where `rows` holds `{config}` they are data sets of their own."""
+    split: str | None = None
+    """Split of a hub data set."""
+    splits: tuple[str, ...] = ()
+    """Several of them."""
+    files: str = ""
+    """Where the rows are JSON lines in plain files of the data set or folder: a pattern of their names,
+    whose group names the part."""
+    answer_files: str = ""
+    """Where answers are in files of their own: their name, `{file}` being the rows' file; joined by `id`."""
+    keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column -> values; rows with others are left out. Dates are compared by day."""
+    frames: int = 0
+    """Pictures per video, where the `images` columns, joined by slashes, name a .mp4 by the rows."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Our field -> the benchmark's column (or columns); empty for rows in this project's schema."""
+    question: str = ""
+    """The question of every row, where it stands in the picture alone."""
+    question_form: str = "plain"
+    """How the question column is written: one of QUESTION_FORMS."""
+    system: str = ""
+    """System turn, `{value}` being the row's `system` column as text or indented JSON."""
+    answer_form: str = "plain"
+    """How the answer column is written: one of ANSWER_FORMS."""
+    answer_type: str = "text"
+    """Which scorer counts; `row` takes each question's own."""
+    scorer: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the scorer."""
+    prompts: PromptTemplate = field(default_factory=PromptTemplate)
+    """Wording around the question."""
+    generation: Generation = Generation()
+    """Decoding."""
+    annotations: tuple[str, ...] = ()
+    """What the privileged view shows unless the caller chooses; () where rows have none."""
+    cluster: str | None = None
+    """Key of `meta` whose equal values make questions dependent (a shared picture)."""
+    category: str | None = None
+    """Key of `meta` by which scores are also reported."""
+    all_right: Mapping[str, str] = field(default_factory=dict)
+    """Second metric -> key of `meta`: the share of its values whose questions are all right."""
+    means: Mapping[str, Any] = field(default_factory=dict)
+    """Second metric -> `categories`, the mean over them, or nested lists of categories: a mean of means."""
+    paper: Mapping[str, float] = field(default_factory=dict)
+    """Published numbers in percent, for reference: model or method -> accuracy."""
+    access: str = ""
+    """How to get rows that are gated or not on the hub."""
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("answer_form", ANSWER_FORMS),
+            ("question_form", QUESTION_FORMS),
+            ("answer_type", ("row", *SCORERS)),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                near = difflib.get_close_matches(value, known, n=3) or list(known)
+                raise ValueError(
+                    f"benchmark {self.name!r}: unknown {name} {value!r}; near: {', '.join(near)}"
+                )
+
+    @property
+    def parts(self) -> tuple["Part", ...]:
+        """Every configuration and split to be read; one part for most benchmarks."""
+        configs = self.configs or (self.config,)
+        splits = self.splits or (self.split,)
+        is_own = "{config}" in self.rows
+        return tuple(
+            Part(
+                rows=self.rows.replace("{config}", config or ""),
+                config=None if is_own else config,
+                split=split,
+                label="-".join(
+                    [str(config)] * (len(configs) > 1) + [str(split)] * (len(splits) > 1)
+                ),
+            )
+            for config in configs
+            for split in splits
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One table of a benchmark's rows."""
+
+    rows: str
+    config: str | None
+    split: str | None
+    label: str
+    """What tells it from the others; empty for the only one."""
+
+
+def benchmark_names() -> tuple[str, ...]:
+    """Every name `load_benchmark` knows."""
+    return tuple(sorted(path.stem for path in TASKS.glob("*.yaml")))
+
+
+def load_benchmark(name: str) -> Benchmark:
+    """The Benchmark of that name, or of a YAML file of your own when `name` ends in .yaml.
+
+    Raises:
+        ValueError: unknown name or field, naming the near ones.
+    """
+    path = Path(name) if name.endswith(".yaml") else TASKS / f"{name}.yaml"
+    if not path.is_file():
+        known = benchmark_names()
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+        raise ValueError(
+            f"unknown task {name!r}; near: {', '.join(near)}; known: {', '.join(known)}"
+        )
+    return _read(path)
+
+
+@functools.cache
+def _read(path: Path) -> Benchmark:
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = {"name": path.stem, **tree}
+    for section, kind in (("prompts", PromptTemplate), ("generation", Generation)):
+        if section in tree:
+            tree[section] = _build(kind, tree[section], f"{path.name}: {section}.")
+    for name in ("annotations", "configs", "splits"):
+        tree[name] = tuple(tree.get(name, ()))
+    tree["keep"] = {name: tuple(map(str, values)) for name, values in tree.get("keep", {}).items()}
+    return _build(Benchmark, tree, f"{path.name}: ")
+
+
+def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    known = [entry.name for entry in fields(kind)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+            raise ValueError(f"{where}{name} is unknown; near: {', '.join(near)}")
+    return kind(**values)

@@ -1,0 +1,1 @@
+"""The field's own harnesses: theirs on our models, ours in their files."""

@@ -1,0 +1,1 @@
+"""Questions to completions: requests, generators, endpoint, store."""

@@ -1,0 +1,137 @@
+"""One completion to be made, and the key under which its result is kept."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dopd_vlm.models.policy import Policy
+from dopd_vlm.prompts import build_prompts
+from dopd_vlm.types import Message, Sample, ViewName
+
+from ..benchmarks.benchmark import Benchmark, Generation
+
+STRIDED = 4096
+"""Values of each weight that enter the fingerprint one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One completion of one question."""
+
+    doc_id: int
+    """Position among the benchmark's samples."""
+    uid: str
+    sample_idx: int
+    """Which of the question's completions."""
+    messages: list[Message]
+    prompt_hash: str
+    image_hash: str
+    key: str
+    """SHA-256 of everything the completion depends on."""
+
+
+def make_requests(
+    benchmark: Benchmark,
+    samples: Sequence[Sample],
+    *,
+    view: ViewName,
+    generation: Generation,
+    model_hash: str,
+    seed: int,
+) -> list[Request]:
+    """All completions in the order of the samples.
+
+    The key covers view, doc id, uid, messages, pixels, model, decoding, seed and sample index, so
+    the same text with another picture or in another view never shares a result.
+    """
+    made = []
+    settings = {**asdict(generation), "seed": seed if generation.temperature else 0}
+    del settings["num_generations"]
+    if not generation.stop:
+        del settings["stop"]
+    for doc_id, sample in enumerate(samples):
+        messages = build_prompts(sample, benchmark.prompts).view(view)
+        prompt_hash = digest(_text_only(messages))
+        image_hash = pictures_hash(_pictures(messages))
+        for index in range(generation.num_generations):
+            parts = [view, doc_id, sample.uid, prompt_hash, image_hash, model_hash, settings, index]
+            made.append(
+                Request(
+                    doc_id=doc_id,
+                    uid=sample.uid,
+                    sample_idx=index,
+                    messages=messages,
+                    prompt_hash=prompt_hash,
+                    image_hash=image_hash,
+                    key=digest(parts),
+                )
+            )
+    return made
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_fingerprint(policy: Policy, template_kwargs: Any = None) -> str:
+    """SHA-256 over config, chat template, picture settings and weights.
+
+    Weights enter by the exact sum of their bytes and by a stride of them. Each is read once on its
+    device; two checkpoints of one run get different fingerprints.
+    """
+    found = hashlib.sha256()
+    head = {
+        "config": policy.model.config.to_dict(),
+        "template": getattr(policy.processor, "chat_template", None),
+        "template_kwargs": template_kwargs,
+        "pictures": image_settings(policy),
+    }
+    found.update(digest(head).encode())
+    for name, weight in policy.model.named_parameters():
+        flat = weight.detach().reshape(-1).contiguous().view(torch.uint8)
+        stride = max(1, flat.numel() // STRIDED)
+        found.update(f"{name} {tuple(weight.shape)} {weight.dtype} {_bit_sum(flat)}".encode())
+        found.update(flat[::stride].cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def image_settings(policy: Policy) -> dict[str, Any]:
+    """What the processor does to pictures, pixel limits included; empty for text-only models."""
+    if policy.processor is policy.tokenizer:
+        return {}
+    return policy.processor.image_processor.to_dict()
+
+
+def _bit_sum(flat: torch.Tensor) -> int:
+    """Chunked: an int64 copy of a large embedding would not fit beside it."""
+    return sum(int(chunk.sum(dtype=torch.int64)) for chunk in flat.split(1 << 24))
+
+
+def pictures_hash(images: Sequence[Image.Image]) -> str:
+    """SHA-256 over the pixels of the pictures in their order."""
+    return digest([_picture_hash(image) for image in images])
+
+
+def _pictures(messages: Sequence[Message]) -> list[Image.Image]:
+    blocks = [b for turn in messages if isinstance(turn["content"], list) for b in turn["content"]]
+    return [block["image"] for block in blocks if block["type"] == "image"]
+
+
+def _picture_hash(image: Image.Image) -> str:
+    return hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).hexdigest()
+
+
+def _text_only(messages: Sequence[Message]) -> list[Any]:
+    return [
+        [turn["role"], turn["content"]]
+        if isinstance(turn["content"], str)
+        else [turn["role"], [block.get("text", "<image>") for block in turn["content"]]]
+        for turn in messages
+    ]

@@ -1,0 +1,1 @@
+"""Rules of single benchmarks, as their official programs have them."""

@@ -1,0 +1,203 @@
+"""Plots of an evaluation as plotly data: scores, gaps, categories, differences of two models."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dopd_vlm.report.figures import Figure
+from dopd_vlm.report.palette import SERIES
+from dopd_vlm.types import ViewName
+
+from .results import Results, privilege_gap
+from .stats import paired_difference
+
+VIEW_COLOURS: dict[ViewName, str] = {"plain": SERIES[0], "privileged": SERIES[4]}
+SYMBOLS = ("diamond", "circle", "cross", "triangle-up")
+TWO_SIDED_95 = 1.96
+LINE_PX = 26
+"""Height of one bar of a horizontal plot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFigure(Figure):
+    """A plot with a caption of its own."""
+
+    note: str
+
+    @property
+    def caption(self) -> str:
+        """How to read it."""
+        return self.note
+
+
+def score_figure(results: Sequence[Results]) -> EvaluationFigure:
+    """Every task's score in both views with standard errors; published numbers as points."""
+    data = [
+        _bars(view, [found for found in results if found.view == view], VIEW_COLOURS[view])
+        for view in VIEW_COLOURS
+        if any(found.view == view for found in results)
+    ]
+    data += _references(results)
+    return EvaluationFigure(
+        key="scores",
+        title="Scores",
+        data=data,
+        layout={
+            "barmode": "group",
+            "hovermode": "closest",
+            "yaxis": _percent_axis("score"),
+            "xaxis": {"type": "category"},
+        },
+        note="Bars are means over questions, lines one standard error (clustered where questions share a "
+        "picture). Points are published numbers: other models, prompts or decoding, so a "
+        "reference and no target.",
+    )
+
+
+def gap_figure(results: Sequence[Results]) -> EvaluationFigure:
+    """Privileged minus plain with paired standard errors, one bar a task that has both views."""
+    views = {(found.name, found.view): found for found in results}
+    gaps = {
+        name: privilege_gap(views[name, "plain"], views[name, "privileged"])
+        for name in dict.fromkeys(found.name for found in results)
+        if {(name, "plain"), (name, "privileged")} <= views.keys()
+    }
+    bar = {
+        "type": "bar",
+        "x": list(gaps),
+        "y": [gap["privilege_gap"] for gap in gaps.values()],
+        "error_y": _errors([gap["privilege_gap_stderr"] for gap in gaps.values()]),
+        "marker": {"color": SERIES[2]},
+        "name": "privileged - plain",
+    }
+    return EvaluationFigure(
+        key="gap",
+        title="Privilege gap",
+        data=[bar] if gaps else [],
+        layout={
+            "hovermode": "closest",
+            "yaxis": _percent_axis("gap", None),
+            "xaxis": {"type": "category"},
+        },
+        missing="no task was run in both views: --view plain,privileged",
+        note="How much of a score is information: the same questions with annotations shown, minus "
+        "without, with the paired standard error. Near 0 the annotations do not help this model.",
+    )
+
+
+def category_figures(results: Sequence[Results]) -> list[EvaluationFigure]:
+    """One plot for each task whose questions have categories."""
+    names = dict.fromkeys(found.name for found in results if len(found.categories) > 1)
+    return [_categories([f for f in results if f.name == name]) for name in names]
+
+
+def difference_figure(pairs: Sequence[tuple[Results, Results]]) -> EvaluationFigure:
+    """A minus B on the same questions with 95 % intervals, one line a task and view."""
+    found = [
+        paired_difference(a.per_question, b.per_question, a.clusters or None) for a, b in pairs
+    ]
+    points = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [one.value for one in found],
+        "y": [f"{a.name} {a.view}" for a, _ in pairs],
+        "error_x": _errors([one.stderr for one in found], TWO_SIDED_95),
+        "marker": {"size": 10, "color": SERIES[0]},
+        "name": "A - B",
+    }
+    return EvaluationFigure(
+        key="difference",
+        title="A - B",
+        data=[points],
+        layout={
+            "hovermode": "closest",
+            "height": 150 + 40 * len(pairs),
+            "xaxis": {
+                **_percent_axis("difference", None),
+                "zeroline": True,
+                "zerolinecolor": "#333",
+            },
+            "yaxis": {"type": "category", "autorange": "reversed"},
+        },
+        note="Mean difference over the same questions with its 95 % interval (1.96 paired standard errors). "
+        "An interval that holds 0 is no evidence of a difference.",
+    )
+
+
+def _bars(view: ViewName, found: Sequence[Results], colour: str) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        "name": view,
+        "x": [one.name for one in found],
+        "y": [one.accuracy for one in found],
+        "error_y": _errors([one.stderr for one in found]),
+        "marker": {"color": colour},
+        "hovertemplate": "%{x}: %{y:.1%}<extra>" + view + "</extra>",
+    }
+
+
+def _references(results: Sequence[Results]) -> list[dict[str, Any]]:
+    """One series a model or method; where the colours go round, another symbol tells them apart."""
+    tasks = {found.name: found.reference for found in results}
+    names = dict.fromkeys(who for reference in tasks.values() for who in reference)
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": who,
+            "x": [task for task, reference in tasks.items() if who in reference],
+            "y": [reference[who] / 100 for reference in tasks.values() if who in reference],
+            "marker": {
+                "symbol": SYMBOLS[(1 + index) // len(SERIES) % len(SYMBOLS)],
+                "size": 9,
+                "color": SERIES[(1 + index) % len(SERIES)],
+            },
+            "hovertemplate": "%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
+        }
+        for index, who in enumerate(names)
+    ]
+
+
+def _categories(found: Sequence[Results]) -> EvaluationFigure:
+    labels = list(dict.fromkeys(label for one in found for label in one.categories))
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": one.view,
+            "y": labels,
+            "x": [one.categories.get(label) for label in labels],
+            "error_x": _errors([_stderr(one.category_stderr, label) for label in labels]),
+            "marker": {"color": VIEW_COLOURS[one.view]},
+        }
+        for one in found
+    ]
+    return EvaluationFigure(
+        key=f"categories-{found[0].name}",
+        title=f"By category: {found[0].name}",
+        data=data,
+        layout={
+            "barmode": "group",
+            "hovermode": "closest",
+            "height": 130 + LINE_PX * len(labels) * len(found),
+            "xaxis": _percent_axis("score"),
+            "yaxis": {"type": "category", "autorange": "reversed"},
+        },
+        note="Means over the questions of each category, lines one standard error.",
+    )
+
+
+def _stderr(errors: Mapping[str, float | None], label: str) -> float:
+    found = errors.get(label)
+    return math.nan if found is None else found
+
+
+def _errors(stderrs: Sequence[float], factor: float = 1.0) -> dict[str, Any]:
+    sizes = [0.0 if math.isnan(one) else factor * one for one in stderrs]
+    return {"type": "data", "array": sizes, "thickness": 1.5, "color": "#333"}
+
+
+def _percent_axis(title: str, top: float | None = 1.02) -> dict[str, Any]:
+    axis: dict[str, Any] = {"title": {"text": title}, "tickformat": ".0%"}
+    return axis | ({"range": [0, top]} if top else {})

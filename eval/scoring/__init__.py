@@ -1,0 +1,1 @@
+"""Completions to verdicts: readers of choices, numbers, mathematics, programs."""

@@ -1,0 +1,84 @@
+"""Asks a worker process whether two mathematical answers agree; a hang costs that answer."""
+
+import atexit
+import functools
+import importlib.util
+import json
+import selectors
+import subprocess
+import sys
+from typing import Any
+
+START_SECONDS = 120.0
+"""The worker imports sympy first, which takes long on a busy machine."""
+DEFAULT_COMMAND = (sys.executable, "-m", "dopd_vlm.eval.scoring.math_worker")
+
+
+class MathWorker:
+    """One child process, started when first needed and again after it was killed."""
+
+    def __init__(self, timeout: float = 15.0, command: tuple[str, ...] = DEFAULT_COMMAND) -> None:
+        self._timeout, self._command = timeout, command
+        self._process: subprocess.Popen[str] | None = None
+
+    def compare(self, completion: str, gold: str) -> dict[str, Any]:
+        """`correct` and `extracted`, or `failure`: timeout, crash or error with its message."""
+        try:
+            process = self._started()
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({"completion": completion, "gold": gold}) + "\n")
+            process.stdin.flush()
+            line = self._line(process, self._timeout)
+        except (TimeoutError, BrokenPipeError) as error:
+            self.close()
+            return {"failure": "timeout" if isinstance(error, TimeoutError) else "crash"}
+        if not line:
+            self.close()
+            return {"failure": "crash"}
+        answer = json.loads(line)
+        return {"failure": f"error: {answer['error']}"} if "error" in answer else answer
+
+    def close(self) -> None:
+        """Kill the child; the next question starts another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._process = None
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            )
+            if not self._line(self._process, START_SECONDS):
+                raise BrokenPipeError("the worker ended before it was ready")
+        return self._process
+
+    @staticmethod
+    def _line(process: subprocess.Popen[str], timeout: float) -> str:
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            if not selector.select(timeout):
+                raise TimeoutError
+        return process.stdout.readline()
+
+
+@functools.cache
+def shared_worker() -> MathWorker:
+    """The process-wide worker.
+
+    Raises:
+        ValueError: math-verify is not installed.
+    """
+    if importlib.util.find_spec("math_verify") is None:
+        raise ValueError(
+            "answer_type 'math' needs math-verify, which is not installed: "
+            "pip install 'dopd-vlm[eval]'"
+        )
+    worker = MathWorker()
+    atexit.register(worker.close)
+    return worker

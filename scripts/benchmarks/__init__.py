@@ -1,0 +1,1 @@
+"""Time and memory, measured; `bench.py` calls these."""

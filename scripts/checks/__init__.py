@@ -1,0 +1,1 @@
+"""The field's programs on our answers, in environments of their own."""

@@ -1,0 +1,1 @@
+"""Where data and eval meet: recipe to samples, checkpoint to evaluation."""

@@ -1,0 +1,179 @@
+"""evaluate.py's main work: every task in every view, then the table and the report."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dopd_vlm.config import ModelConfig
+from dopd_vlm.endpoint import Endpoint
+from dopd_vlm.eval.benchmarks.benchmark import SUITES, Benchmark, load_benchmark
+from dopd_vlm.eval.completions.endpoint import only_model
+from dopd_vlm.eval.completions.store import read_samples
+from dopd_vlm.eval.harness import evaluate
+from dopd_vlm.eval.results import tables as report
+from dopd_vlm.eval.results.page import Shown, shown, write_report
+from dopd_vlm.eval.results.results import Results, write_results
+from dopd_vlm.models.policy import Policy, load_policy, process_state
+from dopd_vlm.scripts.wiring.samples import local_path
+from dopd_vlm.scripts.wiring.task_samples import listed, show_prompts, task_samples
+from dopd_vlm.types import Sample
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+)
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What the tasks gave so far, and what kept others from running."""
+
+    results: list[Results] = field(default_factory=list)
+    examples: dict[tuple[str, str], Shown] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def evaluate_all(options: argparse.Namespace, console: Console) -> None:
+    """Every task in every view; one that cannot run stops no other and is named at the end.
+
+    Raises:
+        ValueError: tasks that did not run, each with its reason, after the report of the others.
+    """
+    tasks = [load_benchmark(name) for name in task_names(options.tasks, options.suite)]
+    model = load_model(options)
+    is_main = process_state().is_main_process
+    found = Findings()
+    with Progress(*COLUMNS, console=console, disable=not is_main) as progress:
+        for task in tasks:
+            if not _add_task(found, model, task, options, progress):
+                break
+    if found.results and is_main:
+        finish(found, options.out, console)
+    if found.problems:
+        count = f"{len(found.problems)} of {len(tasks)} tasks"
+        raise ValueError(f"{count} did not run to their end:\n" + "\n".join(found.problems))
+
+
+def _add_task(
+    found: Findings,
+    model: Policy | Endpoint,
+    task: Benchmark,
+    options: argparse.Namespace,
+    progress: Progress,
+) -> bool:
+    """Adds the task's results or why there are none; False where going on makes no sense."""
+    try:
+        samples = task_samples(task, options, progress.console)
+    except ValueError as error:
+        found.problems.append(_named(task, error))
+        return True
+    for view in listed(options.view):
+        try:
+            made = evaluate_one(model, task, samples, view, options, progress)
+        except ValueError as error:
+            found.problems.append(_named(task, error))
+            # An endpoint that refuses one task refuses all, and of several processes the others
+            # are still in this task.
+            return isinstance(model, Policy) and process_state().num_processes == 1
+        found.results.append(made)
+        if made.samples_path is not None and process_state().is_main_process:
+            found.examples[made.name, view] = shown(read_samples(made.samples_path), samples)
+    return True
+
+
+def _named(task: Benchmark, error: ValueError) -> str:
+    text = str(error)
+    return f"- {text}" if repr(task.name) in text else f"- task {task.name!r}: {text}"
+
+
+def load_model(options: argparse.Namespace) -> Policy | Endpoint:
+    """The checkpoint on this process's device, or the endpoint."""
+    if not options.endpoint:
+        device = process_state().device or "cpu"
+        config = ModelConfig(path=local_path(options.checkpoint))
+        return load_policy(config, device=device, trainable=False)
+    endpoint = Endpoint(
+        url=options.endpoint.rstrip("/"),
+        model=options.model or "",
+        api_key=os.environ.get("OPENAI_API_KEY"),
+        max_concurrent=options.concurrent,
+        timeout_s=options.timeout,
+        max_repeats=options.repeats,
+    )
+    return endpoint if options.model else replace(endpoint, model=only_model(endpoint))
+
+
+def evaluate_one(
+    model: Policy | Endpoint,
+    task: Benchmark,
+    samples: Sequence[Sample],
+    view: Any,
+    options: argparse.Namespace,
+    progress: Progress,
+) -> Results:
+    """One task in one view; an endpoint gets several rounds of requests as one batch, so that a
+    slow answer holds up less."""
+    if process_state().is_main_process:
+        show_prompts(model, task, samples, view, options, progress.console)
+    size = options.batch_size
+    return evaluate(
+        model,
+        task,
+        view=view,
+        samples=samples,
+        generation=generation_options(options),
+        out=options.out,
+        batch_size=max(size, 4 * options.concurrent) if options.endpoint else size,
+        seed=options.seed,
+        template_kwargs=options.template_kwargs,
+        progress=progress,
+    )
+
+
+def task_names(tasks: str, suite: str | None) -> list[str]:
+    """The named tasks and those of the suite, each once."""
+    if suite is not None and suite not in SUITES:
+        raise ValueError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
+    return list(dict.fromkeys([*listed(tasks), *(SUITES[suite] if suite else ())]))
+
+
+def generation_options(options: argparse.Namespace) -> Mapping[str, Any]:
+    """The decoding settings that the command line gives."""
+    names = ("num_generations", "temperature", "top_p", "max_completion_length")
+    given = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def finish(found: Findings, out: Path | None, console: Console) -> None:
+    """Print the table and write results.json, report.md and report.html."""
+    results = found.results
+    for table in report.tables(results, title=results[0].model):
+        console.print(table)
+    if out is None:
+        return
+    write_results(results, out)
+    (out / "report.md").write_text(report.markdown(results), encoding="utf-8")
+    try:
+        page = str(write_report(out, results, found.examples))
+    except ValueError as error:
+        page = f"no report.html, {error}"
+    console.print(
+        f"written to {out}/: results.json, report.md, samples_*.jsonl; {page}", markup=False
+    )

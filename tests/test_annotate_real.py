@@ -38,7 +38,7 @@ def text_rows(folder: Path):
 def smollm2_gguf(tmp_path_factory) -> Path:
     """The file with the real weights: SmolLM2-135M-Instruct in 4 bits."""
     spec = importlib.util.spec_from_file_location(
-        "make_smollm2", Path(__file__).parents[1] / "scripts" / "make_smollm2.py"
+        "make_smollm2", Path(__file__).parents[1] / "scripts" / "make" / "smollm2.py"
     )
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)

@@ -1,6 +1,5 @@
 """Real weights: GGUF becomes a plain folder, and SmolLM2 goes through prompts, EOS, tied head and a run."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,10 +19,10 @@ from dopd_vlm.models.encoder import collate, encode_prompt
 from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.rollout.own import generate
+from dopd_vlm.scripts.make import smollm2
 
 gguf = pytest.importorskip("gguf", reason="the extra `llm` is not installed")
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "scripts" / "make_smollm2.py"
 RECIPE = ROOT / "scripts" / "recipes" / "demo_llm.yaml"
 SYSTEM = "You are a helpful AI assistant"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -42,11 +41,7 @@ NAMES = {
 @pytest.fixture(scope="module")
 def script():
     """scripts/make/smollm2.py as a module."""
-    spec = importlib.util.spec_from_file_location("make_smollm2", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return smollm2
 
 
 def reference() -> LlamaForCausalLM:

@@ -22,7 +22,7 @@ LMMS_FUNCTIONS = '''"""Pictures, text and score of the rows beside this file, fo
 
 import json
 
-from ..scorers import scorer
+from dopd_vlm.eval.scorers import scorer
 from dopd_vlm.types import Sample, View
 
 ANSWER_TYPE, OPTIONS = {answer_type!r}, {options!r}

@@ -1,5 +1,6 @@
 """Real weights: GGUF becomes a plain folder, and SmolLM2 goes through prompts, EOS, tied head and a run."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from dopd_vlm.models.encoder import collate, encode_prompt
 from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.rollout.own import generate
-from dopd_vlm.scripts.make import smollm2
+from dopd_vlm.scripts.make import smollm2 as make_smollm2
 
 gguf = pytest.importorskip("gguf", reason="the extra `llm` is not installed")
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ NAMES = {
 @pytest.fixture(scope="module")
 def script():
     """scripts/make/smollm2.py as a module."""
-    return smollm2
+    return make_smollm2
 
 
 def reference() -> LlamaForCausalLM:

@@ -9,8 +9,8 @@ from typing import Any
 
 from dopd_vlm.types import Sample
 
+from .annotations.disclosure import disclosed
 from .annotations.registry import annotation_type, type_names
-from .annotations.texts import disclosed
 from .questions import parse_json
 from .views import Skipped, make_sample, origin_of, uid_of
 

@@ -19,10 +19,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dopd_vlm.data.annotate.annotate_prompts import WORDINGS
 from dopd_vlm.data.annotate.outcomes import Task
 from dopd_vlm.data.annotate.pipeline import DROPPED, REPLIES, Outcome, annotate
 from dopd_vlm.data.annotate.pipeline import Progress as Counts
+from dopd_vlm.data.annotate.requests import WORDINGS
 from dopd_vlm.data.coords import FAMILIES
 from dopd_vlm.endpoint import Endpoint
 from dopd_vlm.scripts.wiring.samples import rows_of

@@ -10,7 +10,7 @@ from real_server import llama_cpp_serve, transformers_serve
 
 from dopd_vlm.data.annotate.outcomes import Task
 from dopd_vlm.data.annotate.pipeline import annotate
-from dopd_vlm.data.annotations.texts import disclosed
+from dopd_vlm.data.annotations.disclosure import disclosed
 from dopd_vlm.data.embedded.sets import embedded_model
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.validate import validate

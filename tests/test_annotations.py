@@ -10,6 +10,7 @@ from PIL import Image
 
 from dopd_vlm.data.annotations import registry as annotations
 from dopd_vlm.data.annotations.boxes import Box
+from dopd_vlm.data.annotations.disclosure import disclosed
 from dopd_vlm.data.annotations.masks import decode_runs
 from dopd_vlm.data.annotations.registry import (
     TYPES,
@@ -21,7 +22,6 @@ from dopd_vlm.data.annotations.registry import (
     register,
     type_names,
 )
-from dopd_vlm.data.annotations.texts import disclosed
 from dopd_vlm.data.coords import Frame
 
 SIZES = [(120, 70), (64, 90)]

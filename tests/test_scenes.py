@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
+from dopd_vlm.data.annotations.disclosure import disclosed
 from dopd_vlm.data.annotations.masks import bounds, decode_runs
 from dopd_vlm.data.annotations.registry import TYPES, forms
-from dopd_vlm.data.annotations.texts import disclosed
 from dopd_vlm.data.embedded.scene_images import SIZE, Crowd, Item, random_items, render
 from dopd_vlm.data.embedded.scene_questions import DIRECTIONS, EXTREMES, MAKERS, QUARTERS
 from dopd_vlm.data.embedded.scenes import SPLITS, SceneRows, make_row, puzzle_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dopd_vlm.config import ModelConfig
-from dopd_vlm.data.annotations.texts import disclosed
+from dopd_vlm.data.annotations.disclosure import disclosed
 from dopd_vlm.data.embedded import lists, shapes
 from dopd_vlm.data.embedded.sets import MODELS, embedded_model, embedded_rows
 from dopd_vlm.data.images import load_picture

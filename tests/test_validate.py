@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dopd_vlm.data.annotations.texts import disclosed
+from dopd_vlm.data.annotations.disclosure import disclosed
 from dopd_vlm.data.validate import data_card, validate
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "validate.py"

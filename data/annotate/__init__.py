@@ -1,8 +1,8 @@
 """Annotations written by a strong model behind an endpoint."""
 
-from .annotate_prompts import WORDINGS
 from .outcomes import Task
 from .pipeline import Outcome, Progress, annotate
+from .requests import WORDINGS
 
 __all__ = [
     "WORDINGS",

@@ -9,9 +9,9 @@ from typing import Any
 from ..coords import Frame, check_family
 from ..questions import Question, read_question
 from ..rows import Row
-from .annotate_prompts import WORDINGS
 from .replies import BadReplyError, verdict, written_value
 from .reply_log import Record
+from .requests import WORDINGS
 
 NEEDS_PICTURE = ("boxes", "captions")
 
@@ -21,7 +21,7 @@ class Task:
     """What is to be written, and how."""
 
     kinds: tuple[str, ...]
-    """Names in `annotate_prompts.WORDINGS`, in the order in which they are asked for."""
+    """Names in `requests.WORDINGS`, in the order in which they are asked for."""
     coords: str = "qwen3"
     """How the annotating model writes places."""
     attempts: int = 2
@@ -29,7 +29,7 @@ class Task:
     max_pixels: int = 1_500_000
     """Larger pictures are sent smaller."""
     json_schema: bool = False
-    """Whether the endpoint is told to hold replies to the form (`annotate_replies.reply_schema`)."""
+    """Whether the endpoint is told to hold replies to the form (`replies.reply_schema`)."""
 
     def __post_init__(self) -> None:
         check_family(self.coords)

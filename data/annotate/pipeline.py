@@ -20,7 +20,6 @@ from ..formats.folder import as_line, with_files
 from ..questions import Question
 from ..rows import METADATA, Row
 from ..views import as_object, uid_of
-from .annotate_prompts import CHECK, PLACES, REPAIR, WORDINGS
 from .outcomes import (
     Accepted,
     Dropped,
@@ -32,7 +31,17 @@ from .outcomes import (
 )
 from .replies import described, reply_schema
 from .reply_log import Record, RepliesFile
-from .requests import Asked, asked, check_request, repair_turns, write_request
+from .requests import (
+    CHECK,
+    PLACES,
+    REPAIR,
+    WORDINGS,
+    Asked,
+    asked,
+    check_request,
+    repair_turns,
+    write_request,
+)
 
 REPLIES, DROPPED = "replies.jsonl", "dropped.jsonl"
 

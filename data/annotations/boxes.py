@@ -3,8 +3,6 @@
 Rows hold COCO's XYWH in pixels of the EXIF-upright picture; inside, boxes are XYXY.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +11,10 @@ from PIL import Image
 
 from ..coords import Frame, encode
 from .drawing import draw_boxes
+from .parsing import describe_by_image, entries, image_index, numbers
 
 EDGE_TOLERANCE = 0.5
 """Pixels by which a box may leave the picture and is clipped: rounding of other tools."""
-MAX_ENTRIES = 1000
-"""Annotations of one type in a row; more are a mistake, or a prompt that no model reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,57 +51,6 @@ class Boxes:
                 draw_boxes(image, [box.xyxy for box in boxes], [box.label for box in boxes])
             )
         return drawn
-
-
-def entries(raw: Any) -> list[Mapping[str, Any]]:
-    """The list of mappings that types with places are written as; None is the empty list."""
-    if raw is None:
-        return []
-    if not isinstance(raw, Sequence) or isinstance(raw, str):
-        raise ValueError(f"must be a list of objects, got {type(raw).__name__}")
-    if len(raw) > MAX_ENTRIES:
-        raise ValueError(f"must be at most {MAX_ENTRIES} objects, got {len(raw)}")
-    for index, entry in enumerate(raw):
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"[{index}] must be an object, got {entry!r}")
-    return list(raw)
-
-
-def image_index(where: str, entry: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> int:
-    """The entry's picture, 0 when it names none; ValueError for one the row does not have."""
-    index = entry.get("image") or 0
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(sizes):
-        raise ValueError(f"{where} names image {index!r}, but the row has {len(sizes)} images")
-    return index
-
-
-def numbers(where: str, values: Any, count: int) -> list[float]:
-    """`count` finite numbers, or ValueError."""
-    is_list = isinstance(values, Sequence) and not isinstance(values, str)
-    if not is_list or len(values) != count:
-        raise ValueError(f"{where} must be {count} numbers, got {values!r}")
-    for value in values:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise ValueError(f"{where} must be {count} finite numbers, got {list(values)!r}")
-    return [float(value) for value in values]
-
-
-def describe_by_image(items: Sequence[tuple[int, Any]], frame: Frame) -> str:
-    """(picture, JSON value) pairs as one JSON list, or one `image N: [...]` line per picture."""
-    if not items:
-        return ""
-    if not frame.rest:
-        return json.dumps([item for _, item in items], ensure_ascii=False)
-    lines = []
-    for index in range(1 + len(frame.rest)):
-        found = [item for image, item in items if image == index]
-        if found:
-            lines.append(f"image {index + 1}: {json.dumps(found, ensure_ascii=False)}")
-    return "\n".join(lines)
 
 
 def _parse_box(index: int, entry: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> Box:

@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..coords import Frame, encode
-from .boxes import describe_by_image, entries, image_index, numbers
 from .drawing import draw_masks
-from .points import check_inside
+from .parsing import check_inside, describe_by_image, entries, image_index, numbers
 
 
 @dataclass(frozen=True, kw_only=True)

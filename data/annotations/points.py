@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 
 from ..coords import Frame, encode
-from .boxes import describe_by_image, entries, image_index, numbers
 from .drawing import draw_dots
+from .parsing import check_inside, describe_by_image, entries, image_index, numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +52,6 @@ class Points:
             points = [point for point in value if point.image == index]
             drawn.append(draw_dots(image, [p.xy for p in points], [p.label for p in points]))
         return drawn
-
-
-def check_inside(
-    where: str, xy: Sequence[float], image: int, sizes: Sequence[tuple[int, int]]
-) -> None:
-    """ValueError for x, y, x, y, ... that leave the picture."""
-    width, height = sizes[image]
-    for x, y in zip(xy[::2], xy[1::2], strict=True):
-        if not (0 <= x <= width and 0 <= y <= height):
-            raise ValueError(
-                f"{where} ({x:g}, {y:g}) leaves image {image} of {width} x {height} pixels"
-            )
 
 
 def _parse_point(index: int, entry: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> Point:

@@ -6,8 +6,9 @@ from typing import Any
 from PIL import Image
 
 from ..coords import Frame, encode
-from .boxes import Box, Boxes, describe_by_image, entries
+from .boxes import Box, Boxes
 from .drawing import draw_boxes, draw_numbers
+from .parsing import describe_by_image, entries
 
 CROP_MARGIN = 0.15
 """Share of the box's longer side kept around it."""

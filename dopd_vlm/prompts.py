@@ -1,12 +1,15 @@
 """Sample -> PromptPair of chat messages: the only file with prompt wording.
 
 The privileged messages are the plain ones with the privileged context in the last user turn (or the
-system turn, where the recipe says so) and the privileged pictures in place of the plain ones; history
-and question text are the same in both.
+system turn, where the recipe says so) and the privileged images in place of the plain ones; history
+and question text are the same in both. What a row says is never filled or split itself: `{question}`
+in a caption and `<image>` in an option stay the text that they are.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any, Literal
 
 from PIL import Image
@@ -18,7 +21,7 @@ PLACEHOLDER = "<image>"
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTemplate:
-    """Wording around the question; the paper does not state its own (its Fig. 13 is a picture)."""
+    """Wording around the question; the paper does not state its own (its Fig. 13 is an image)."""
 
     question: str = "{question}"
     """Plain wording of an open question, in both views."""
@@ -27,7 +30,7 @@ class PromptTemplate:
     privileged: str = "{question}\n\nReference:\n{context}"
     """The privileged turn: `{question}` is the plain wording, `{context}` the rendered annotations."""
     placement: Literal["user", "system"] = "user"
-    """Whose turn holds the context; in the system turn, `privileged` stands without the question, behind
+    """Whose turn holds the context; in the system turn, `privileged` stands without the question, after
     the row's own system text."""
 
     def __post_init__(self) -> None:
@@ -43,16 +46,17 @@ class PromptTemplate:
                 )
 
 
+Piece = str | None
+"""A part of a turn: text, or None for the place of an image."""
+
+
 def question_text(sample: Sample, template: PromptTemplate) -> str:
     """The question as both views word it, `<image>` placeholders included."""
-    if sample.choices is None:
-        return template.question.replace("{question}", sample.question)
-    options = "\n".join(f"{letter}. {text}" for letter, text in sample.choices.items())
-    return template.choice.replace("{options}", options).replace("{question}", sample.question)
+    return "".join(PLACEHOLDER if p is None else p for p in _question(sample, template))
 
 
 def build_prompts(sample: Sample, template: PromptTemplate | None = None) -> PromptPair:
-    """Both views' messages for one sample; with an empty context and equal pictures they are equal."""
+    """Both views' messages for one sample; with an empty context and equal images they are equal."""
     template = template or PromptTemplate()
     return PromptPair(
         uid=sample.uid,
@@ -62,33 +66,54 @@ def build_prompts(sample: Sample, template: PromptTemplate | None = None) -> Pro
 
 
 def _messages(sample: Sample, name: ViewName, template: PromptTemplate) -> list[Message]:
-    view, text = sample.view(name), question_text(sample, template)
-    system_text = sample.system or ""
+    view, turn = sample.view(name), _question(sample, template)
+    system = sample.system or ""
     if view.context and template.placement == "user":
-        text = template.privileged.replace("{context}", view.context).replace("{question}", text)
+        turn = _fill(template.privileged, {"question": turn, "context": [view.context]})
     elif view.context:
         wording = template.privileged.replace("{question}", "").strip()
-        told = wording.replace("{context}", view.context)
-        system_text = f"{system_text}\n\n{told}".strip()
-    system = [{"role": "system", "content": system_text}] if system_text else []
-    return [*system, *sample.history, {"role": "user", "content": _content(text, view.images)}]
+        told = "".join(p or "" for p in _fill(wording, {"context": [view.context]}))
+        system = f"{system}\n\n{told}".strip()
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, *sample.history, {"role": "user", "content": _content(turn, view.images)}]
 
 
-def _content(text: str, images: Sequence[Image.Image]) -> str | list[dict[str, Any]]:
-    """Blocks with one picture per placeholder in order; pictures without a placeholder go first.
+def _question(sample: Sample, template: PromptTemplate) -> list[Piece]:
+    """The question in its wording; only the row's own question has places for images."""
+    first, *rest = sample.question.split(PLACEHOLDER)
+    question: list[Piece] = [first]
+    for text in rest:
+        question += [None, text]
+    if sample.choices is None:
+        return _fill(template.question, {"question": question})
+    options = "\n".join(f"{letter}. {text}" for letter, text in sample.choices.items())
+    return _fill(template.choice, {"question": question, "options": [options]})
 
-    Text-only chat templates accept a string only, so a turn without pictures is one.
+
+def _fill(template: str, values: Mapping[str, Sequence[Piece]]) -> list[Piece]:
+    """The template with its fields filled in one pass: a value that holds `{question}` keeps it."""
+    parts = re.split(rf"\{{({'|'.join(values)})\}}", template)
+    pieces: list[Piece] = []
+    for index, part in enumerate(parts):
+        pieces += values[part] if index % 2 else [part]
+    return pieces
+
+
+def _content(pieces: Sequence[Piece], images: Sequence[Image.Image]) -> str | list[dict[str, Any]]:
+    """Blocks with one image per place in order; images without a place go first.
+
+    Text-only chat templates accept a string only, so a turn without images is one.
     """
-    pieces = text.split(PLACEHOLDER)
     if not images:
-        return "".join(pieces)
-    num_inline = min(len(pieces) - 1, len(images))
-    blocks: list[dict[str, Any]] = [_image(image) for image in images[num_inline:]]
-    for index, piece in enumerate(pieces):
-        if piece:
-            blocks.append({"type": "text", "text": piece})
-        if index < num_inline:
-            blocks.append(_image(images[index]))
+        return "".join(piece or "" for piece in pieces)
+    num_inline = min(sum(piece is None for piece in pieces), len(images))
+    blocks = [_image(image) for image in images[num_inline:]]
+    inline = iter(images[:num_inline])
+    for is_place, run in groupby(pieces, key=lambda piece: piece is None):
+        if is_place:
+            blocks += [_image(image) for image in islice(inline, len(list(run)))]
+        elif text := "".join(piece or "" for piece in run):
+            blocks.append({"type": "text", "text": text})
     return blocks
 
 

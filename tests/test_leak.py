@@ -35,7 +35,7 @@ PICTURES = tuple(tiny.picture(*size, seed=seed) for seed, size in enumerate(SIZE
 KINDS = {"text": 0, "one picture": 1, "three pictures": 3}
 WORDS = (*COLOURS, *SHAPES, "step", "add", "take", "left", "<image>", "<|image_pad|>", "{question}")
 """Known to the embedded tokenizer, and some that mean something to templates or processor."""
-PROCESSED = ("<image>", "<|image_pad|>")
+PROCESSED = ("<|image_pad|>",)
 """What a prompt may hold only where a picture is."""
 
 

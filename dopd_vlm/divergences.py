@@ -137,7 +137,8 @@ def _top_k(
         raise ValueError(f"support={support!r}: choose target or student")
     if k >= student_logp.shape[-1]:
         return divergence(student_logp, target_logp)
-    ids = top_k_ids(target_logp if support == "target" else student_logp, k)
+    ranked = target_logp if support == "target" else student_logp
+    ids = ranked.detach().sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return support_divergence(
         divergence, student_logp.gather(-1, ids), target_logp.gather(-1, ids), tail
     )
@@ -177,63 +178,3 @@ def with_tail_bucket(logp: Tensor) -> Tensor:
     """Log-probs on a support with one more entry, log(1 - sum).  [..., K] -> [..., K + 1]"""
     mass = logp.logsumexp(-1, keepdim=True).clamp(max=MAX_LOG_MASS)
     return torch.cat([logp, (-mass.expm1()).log()], -1)
-
-
-FOLD = 8
-"""Entries per block of the search in `top_k_ids`."""
-
-
-@torch.no_grad()
-def top_k_ids(scores: Tensor, k: int) -> Tensor:
-    """Ids of the k greatest entries, greatest first, ties by the lowest id.  [..., V] -> [..., k]
-
-    Exact for every input; a row whose k-th and next entry are equal is sorted whole.
-    """
-    vocab = scores.shape[-1]
-    k = min(k, vocab)
-    if k == 0:
-        return torch.empty(*scores.shape[:-1], 0, dtype=torch.int64, device=scores.device)
-    rows = scores.reshape(-1, vocab)
-    if k == vocab:
-        return _ordered(rows).view(*scores.shape[:-1], k)
-    values, ids = _folded_top(rows, k + 1)
-    ids = ids[:, :k]
-    is_equal = values[:, 1:] == values[:, :-1]
-    inner = is_equal[:, :-1].any(-1)
-    if inner.any():
-        ids[inner] = _ordered(rows[inner], ids[inner])
-    boundary = is_equal[:, -1]
-    if boundary.any():
-        ids[boundary] = _ordered(rows[boundary])[:, :k]
-    return ids.reshape(*scores.shape[:-1], k)
-
-
-def _ordered(rows: Tensor, ids: Tensor | None = None) -> Tensor:
-    """The ids (None: all) of each row by falling value, then rising id."""
-    if ids is None:
-        return rows.sort(dim=-1, descending=True, stable=True).indices
-    ids = ids.sort(-1).values
-    order = rows.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
-    return ids.gather(-1, order)
-
-
-def _folded_top(rows: Tensor, k: int, *, is_sorted: bool = True) -> tuple[Tensor, Tensor]:
-    """torch.topk of rows [C, V], reading V once.
-
-    The k greatest entries lie in the k blocks with the greatest maxima, so that only these blocks
-    are searched, and the maxima likewise. A block is FOLD entries, V // FOLD apart: its maxima are
-    element-wise over whole lines.
-    """
-    stride = rows.shape[-1] // FOLD
-    if stride <= k:
-        return rows.topk(k, -1, sorted=is_sorted)
-    whole = FOLD * stride
-    maxima = rows[:, :whole].unflatten(-1, (FOLD, stride)).amax(1)
-    _, blocks = _folded_top(maxima, k, is_sorted=False)
-    starts = torch.arange(0, whole, stride, device=rows.device)
-    ids = (blocks[:, None, :] + starts[:, None]).flatten(1)
-    if whole < rows.shape[-1]:
-        rest = torch.arange(whole, rows.shape[-1], device=rows.device).expand(len(rows), -1)
-        ids = torch.cat([ids, rest], -1)
-    values, at = rows.gather(-1, ids).topk(k, -1, sorted=is_sorted)
-    return values, ids.gather(-1, at)

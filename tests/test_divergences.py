@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dopd_vlm import divergences as d
+from dopd_vlm.routed_loss.top_k import top_k_ids
 
 B, T, V = 2, 3, 11
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
@@ -145,13 +146,13 @@ def test_top_k_ids_break_ties_by_the_lowest_id(vocab, k):
     gen = torch.Generator().manual_seed(vocab)
     scores = torch.randint(0, max(2, vocab // 5), (4, vocab), generator=gen).float()
     expected = [reference.top_k(row.tolist(), k) for row in scores]
-    assert d.top_k_ids(scores, k).tolist() == expected
+    assert top_k_ids(scores, k).tolist() == expected
 
 
 @pytest.mark.parametrize("vocab, k", [(3000, 7), (3001, 16)])
 def test_top_k_ids_without_ties(vocab, k):
     scores = torch.randn(5, vocab, generator=torch.Generator().manual_seed(k))
-    assert torch.equal(d.top_k_ids(scores, k), scores.topk(k, -1).indices)
+    assert torch.equal(top_k_ids(scores, k), scores.topk(k, -1).indices)
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan")])
@@ -168,3 +169,14 @@ def test_bad_options_are_refused():
         d.top_k_reverse_kl(s, t, 2, tail="none")
     with pytest.raises(ValueError, match="target or student"):
         d.top_k_reverse_kl(s, t, 2, support="teacher")
+
+
+@given(seed=st.integers(0, 99), k=st.integers(1, V - 1), support=st.sampled_from(["target", "student"]))
+def test_the_pure_top_k_and_the_search_of_the_loss_agree_on_ties(seed, k, support):
+    student, target = (make_logp(seed + i).mul(2).round() for i in range(2))
+    ids = top_k_ids(target if support == "target" else student, k)
+    expected = d.support_divergence(
+        d.reverse_kl, student.gather(-1, ids), target.gather(-1, ids), "truncate"
+    )
+    value = d.top_k_reverse_kl(student, target, k, support=support, tail="truncate")
+    close(value, expected)

@@ -24,7 +24,7 @@ from dopd_vlm.memory.dry_step import (
 from dopd_vlm.methods import Method
 from dopd_vlm.models.encoder import EncodedPrompt
 from dopd_vlm.models.image_features import StepFeatures
-from dopd_vlm.routed_loss.head import cuda_chunk_bytes
+from dopd_vlm.routed_loss.softmax import cuda_chunk_bytes
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.types import ViewName
 

@@ -24,7 +24,8 @@ from dopd_vlm.models.encoder import EncodedPrompt, pad_prompts
 from dopd_vlm.models.forward import Prefix, can_share, extend, prefill, select, with_room
 from dopd_vlm.models.image_features import StepFeatures, picture_inputs
 from dopd_vlm.models.policy import Policy, output_head
-from dopd_vlm.routed_loss.head import Head, chunk_dtype
+from dopd_vlm.routed_loss.head import Head
+from dopd_vlm.routed_loss.softmax import chunk_dtype
 from dopd_vlm.types import Rollout
 
 CUDA_CHECK_EVERY = 16

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dopd_vlm.divergences import top_k_ids
 from dopd_vlm.routed_loss.gradients import (
     RowResult,
     full_,
@@ -21,55 +20,11 @@ from dopd_vlm.routed_loss.gradients import (
     sampled_slopes,
     support_slopes,
 )
-from dopd_vlm.routed_loss.head import (
-    Head,
-    Softmax,
-    hidden_grad,
-    logits_,
-    products_of,
-    rows_in_cache,
-    softcap_slope,
-)
-from dopd_vlm.routed_loss.softmax import partition
+from dopd_vlm.routed_loss.head import hidden_grad, logits_, products_of, softcap_slope
+from dopd_vlm.routed_loss.plan import Group, Plan, needs_target_logits
+from dopd_vlm.routed_loss.softmax import partition, rows_in_cache
+from dopd_vlm.routed_loss.top_k import top_k_ids
 from dopd_vlm.types import Route
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Support:
-    """What pass 1 kept of a target for the rows of a group: all that a cached route needs."""
-
-    ids: Tensor
-    """int [M, K]"""
-    logp: Tensor
-    """[M, K + 1] under the full softmax at the loss temperature; last: all other tokens together"""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Group:
-    """The rows that take one route."""
-
-    route: Route
-    rows: Tensor
-    """int64 [M] indices into the valid tokens."""
-    support: Support | None
-    """None where `needs_target_logits`."""
-    hidden: Tensor | None
-    """[B, T, H] of the target, detached; needed where its logits are."""
-    head: Head | None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
-    """What pass 2 has to do."""
-
-    head: Head
-    groups: tuple[Group, ...]
-    positions: Tensor
-    """int64 [N] in the flattened grid."""
-    weights: Tensor
-    """[N]"""
-    dtype: torch.dtype
-    softmax: Softmax
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,13 +34,6 @@ class _Part:
     group: Group
     first: int
     rows: Tensor
-
-
-def needs_target_logits(route: Route) -> bool:
-    """Whether pass 2 must run the target's head again: all but cached supports."""
-    if route.support == "sampled":
-        return False
-    return route.top_k is None or route.support == "student"
 
 
 def routed_sum(

@@ -6,7 +6,7 @@ dtype (float32, or float64 for float64 input) whatever dtype the weights are sto
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,15 +15,6 @@ UPCAST_TILE = 8192
 """Rows of a lower-precision weight that are upcast at a time, so that no full copy exists."""
 PRODUCT_TILE_BYTES = 4 << 20
 """Size of the result of one oneDNN product: it lies in the cache when it is copied or added."""
-CPU_CHUNK_BYTES = 32 << 20
-"""Size of one logits buffer on CPU; less of it makes the matrix products slower."""
-CPU_CACHE_BYTES = 1 << 20
-"""What element-wise work takes at a time and thread on CPU: about a core's cache."""
-CUDA_BLOCK_BYTES = 64 << 20
-"""The same on CUDA, where large launches matter more than the cache."""
-CUDA_FREE_SHARE = 0.05
-"""Share of the free device memory that one logits buffer may take."""
-MAX_CUDA_CHUNK_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,52 +41,6 @@ class Head:
         )
 
 
-class Buffer:
-    """Memory that one pass after the other fills with logits.
-
-    Pages that are new to the process cost a twentieth of a loss of 1024 tokens on CPU.
-    """
-
-    def __init__(self) -> None:
-        self._flat: Tensor | None = None
-
-    def take(self, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """[rows, width] with undefined contents, over whatever was taken before."""
-        flat, size = self._flat, rows * width
-        if flat is None or len(flat) < size or (flat.dtype, flat.device) != (dtype, device):
-            self._flat = flat = None  # the old one ends before the new one begins
-            self._flat = flat = torch.empty(size, dtype=dtype, device=device)
-        return flat[:size].view(rows, width)
-
-    def free(self) -> None:
-        """Gives the memory back."""
-        self._flat = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Softmax:
-    """How logits become probabilities, and how many rows of them exist at a time."""
-
-    width: int
-    """Vocabulary entries it runs over: the smallest of the heads', which may be padded."""
-    temperature: float = 1.0
-    chunk_size: int | None = None
-    """Rows of a buffer of logits; None chooses by memory. Two buffers exist at a time."""
-    buffer: Buffer = field(default_factory=Buffer, compare=False)
-    """The two, in one."""
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0.0:
-            raise ValueError(f"temperature={self.temperature} must be positive")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"chunk_size={self.chunk_size} must be at least 1, or None")
-
-    def rows(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> int:
-        """Rows of a buffer, at least 1 and at most num_rows."""
-        size = self.chunk_size or default_chunk_size(self.width, dtype, device)
-        return max(1, min(size, num_rows))
-
-
 def as_head(head: Tensor | Head, bias: Tensor | None = None) -> Head:
     """A weight (and bias) as a Head; a Head as it is.
 
@@ -109,34 +54,6 @@ def as_head(head: Tensor | Head, bias: Tensor | None = None) -> Head:
     if head.ndim != 2:
         raise ValueError(f"a head weight must be [V, H]; got shape {tuple(head.shape)}")
     return Head(weight=head, bias=bias)
-
-
-def chunk_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """float64 where any input is float64, else float32."""
-    is_double = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if is_double else torch.float32
-
-
-def default_chunk_size(width: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows whose logits fill one buffer: a fixed size on CPU, a share of free memory on CUDA."""
-    budget = CPU_CHUNK_BYTES
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        budget = cuda_chunk_bytes(free)
-    return max(1, budget // (width * dtype.itemsize))
-
-
-def cuda_chunk_bytes(free: int) -> int:
-    """Bytes of one logits buffer on CUDA with so many bytes free."""
-    return min(MAX_CUDA_CHUNK_BYTES, max(0, int(free * CUDA_FREE_SHARE)))
-
-
-def rows_in_cache(width: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows of logits that element-wise work takes at a time."""
-    on_cpu = CPU_CACHE_BYTES * torch.get_num_threads()
-    return max(
-        1, (on_cpu if device.type == "cpu" else CUDA_BLOCK_BYTES) // (width * dtype.itemsize)
-    )
 
 
 @contextmanager

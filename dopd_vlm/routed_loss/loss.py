@@ -14,8 +14,9 @@ from dopd_vlm import routing
 from dopd_vlm.methods import Method
 from dopd_vlm.methods import method as method_of
 from dopd_vlm.routed_loss.chunked import routed_sum
-from dopd_vlm.routed_loss.head import Head, Softmax, as_head
+from dopd_vlm.routed_loss.head import Head, as_head
 from dopd_vlm.routed_loss.plan import Tokens, make_plan, regimes, scored, target_of
+from dopd_vlm.routed_loss.softmax import Softmax
 from dopd_vlm.routed_loss.target_scores import TargetScores, check_inputs, target_scores
 from dopd_vlm.routing import Reduction, Statistic, Thresholds
 from dopd_vlm.types import Regime

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dopd_vlm import routing
 from dopd_vlm.methods import Method
-from dopd_vlm.routed_loss.chunked import Group, Plan, Support, needs_target_logits
-from dopd_vlm.routed_loss.head import Head, Softmax, as_head, chunk_dtype
+from dopd_vlm.routed_loss.head import Head, as_head
+from dopd_vlm.routed_loss.softmax import Softmax, chunk_dtype
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
 from dopd_vlm.routing import Statistic, Thresholds
 from dopd_vlm.types import Regime, Route
@@ -34,6 +34,51 @@ class Tokens:
     mask: Tensor
     """bool [B, T]"""
     softmax: Softmax
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Support:
+    """What pass 1 kept of a target for the rows of a group: all that a cached route needs."""
+
+    ids: Tensor
+    """int [M, K]"""
+    logp: Tensor
+    """[M, K + 1] under the full softmax at the loss temperature; last: all other tokens together"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """The rows that take one route."""
+
+    route: Route
+    rows: Tensor
+    """int64 [M] indices into the valid tokens."""
+    support: Support | None
+    """None where `needs_target_logits`."""
+    hidden: Tensor | None
+    """[B, T, H] of the target, detached; needed where its logits are."""
+    head: Head | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """What pass 2 has to do."""
+
+    head: Head
+    groups: tuple[Group, ...]
+    positions: Tensor
+    """int64 [N] in the flattened grid."""
+    weights: Tensor
+    """[N]"""
+    dtype: torch.dtype
+    softmax: Softmax
+
+
+def needs_target_logits(route: Route) -> bool:
+    """Whether pass 2 must run the target's head again: all but cached supports."""
+    if route.support == "sampled":
+        return False
+    return route.top_k is None or route.support == "student"
 
 
 def target_of(

@@ -5,18 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dopd_vlm.divergences import top_k_ids
-from dopd_vlm.routed_loss.head import (
+from dopd_vlm.routed_loss.head import Head, as_head, logits_, products_of
+from dopd_vlm.routed_loss.softmax import (
     Buffer,
-    Head,
     Softmax,
-    as_head,
     chunk_dtype,
-    logits_,
-    products_of,
+    log_sum_outside,
+    partition,
     rows_in_cache,
 )
-from dopd_vlm.routed_loss.softmax import log_sum_outside, partition
+from dopd_vlm.routed_loss.top_k import top_k_ids
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,234 @@
+"""Rows of raw logits on the GPU: each pass over the vocabulary is one Triton kernel.
+
+Bytes a logit (float32 logits, bfloat16 gradient): `score` reads once (4), `support_grad_` twice and writes
+(10), `full_grad_` four times and writes two rows' worth (26). What lies around the kernels is [C, K] or
+[C, V / FOLD]. Nothing here waits for the device.
+
+Shapes: C rows, V width, K support.
+"""
+
+# Triton says nothing of its own types that a checker could follow.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from dopd_vlm.routed_loss import triton_kernels as kernels
+from dopd_vlm.routed_loss.gradients import RowResult, Slopes, effective_divergence
+from dopd_vlm.routed_loss.softmax import Partition, partition_of
+from dopd_vlm.types import Route
+
+FOLD = 32
+"""Entries whose maximum stands for them in the search for the top-K."""
+KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
+"""Divergences with a kernel, by the number that the kernels know."""
+EXCLUDED = torch.finfo(torch.float32).min
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Logits:
+    """Rows of raw logits, and what makes x = cap tanh(scale (z + bias) / cap) of them."""
+
+    raw: Tensor
+    """float32 [C, V], rows contiguous."""
+    bias: Tensor | None = None
+    """[V]"""
+    scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+    """Of the loss; probabilities are those of x / temperature."""
+
+    def transform(self) -> tuple[float, float]:
+        """(scale, cap) as the kernels take them."""
+        return self.scale, self.softcap or 1.0
+
+    def flags(self) -> dict[str, bool]:
+        """What the kernels are compiled for."""
+        return {"HAS_BIAS": self.bias is not None, "HAS_CAP": self.softcap is not None}
+
+    def bias_or_rows(self) -> Tensor:
+        """A pointer for the bias; never read where there is none."""
+        return self.raw if self.bias is None else self.bias
+
+    def at(self, ids: Tensor) -> Tensor:
+        """x / temperature at ids [C, K], float64."""
+        x = self.raw.gather(-1, ids).double()
+        if self.bias is not None:
+            x += self.bias.double()[ids]
+        x *= self.scale
+        if self.softcap is not None:
+            x = self.softcap * (x / self.softcap).tanh()
+        return x / self.temperature
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowScores:
+    """What pass 1 keeps of rows."""
+
+    logp: Tensor
+    """float64 [C] of the sampled token at temperature 1, nats."""
+    loss_logp: Tensor
+    """float64 [C] at the loss temperature."""
+    top_ids: Tensor
+    """int64 [C, K], most probable first, ties by the lowest id."""
+    top_logp: Tensor
+    """float64 [C, K + 1] at the loss temperature; last: all other tokens together."""
+
+
+def block_of(width: int) -> int:
+    """Entries a program takes at a time."""
+    return min(4096, max(FOLD, triton.next_power_of_2(width)))
+
+
+def score(logits: Logits, ids: Tensor, k: int) -> RowScores:
+    """Scores of the sampled ids [C] and the top k of each row, in one read."""
+    count, width = logits.raw.shape
+    num_folds, block = triton.cdiv(width, FOLD), block_of(width)
+    new = logits.raw.new_empty
+    log_sum = new(count, dtype=torch.float64)
+    picked = new(count)
+    keys, sums = new((count, num_folds), dtype=torch.int64), new((count, num_folds))
+    kernels.folds_kernel[(count,)](
+        logits.raw, logits.raw.stride(0), logits.bias_or_rows(), ids, log_sum, picked, keys, sums,
+        num_folds, *logits.transform(), 1.0 / logits.temperature, width,
+        **logits.flags(), BLOCK=block, FOLD=FOLD,
+    )  # fmt: skip
+    top_keys, log_rest = _top_and_rest(logits, keys, sums, min(k, width))
+    top_ids, top = _decode(top_keys)
+    part = partition_of(top / logits.temperature, log_rest)
+    return RowScores(
+        logp=picked.double() - log_sum,
+        loss_logp=picked.double() / logits.temperature - part.normaliser.squeeze(-1),
+        top_ids=top_ids,
+        top_logp=part.logp,
+    )
+
+
+def _top_and_rest(logits: Logits, keys: Tensor, sums: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Keys of the top k [C, k], and log sum exp of all others, float64 [C, 1].
+
+    The k greatest entries lie in the k folds with the greatest keys: a fold's key is that of its greatest
+    entry, and folds are runs of ids, so that equal values keep the order of ids.
+    """
+    count, num_folds = keys.shape
+    width = logits.raw.shape[1]
+    chosen = min(k, num_folds)
+    top = keys.new_empty(count, 0)
+    candidates, last = (
+        keys,
+        keys.amax(-1) + (1 << 32),
+    )  # above every entry: all of them are the rest
+    if k:
+        fold_keys = keys.topk(chosen, -1).values.contiguous()
+        candidates = keys.new_empty(count, chosen * FOLD)
+        kernels.candidates_kernel[(count, chosen)](
+            logits.raw, logits.raw.stride(0), logits.bias_or_rows(), fold_keys, sums, num_folds,
+            candidates, chosen, *logits.transform(), width, **logits.flags(), FOLD=FOLD,
+        )  # fmt: skip
+        top = candidates.topk(k, -1).values
+        last = top[:, -1].contiguous()
+    log_rest = logits.raw.new_empty(count, dtype=torch.float64)
+    kernels.rest_kernel[(count,)](
+        keys, sums, num_folds, candidates, candidates.shape[1] if k else 0, last, log_rest,
+        1.0 / logits.temperature, num_folds, BLOCK=min(1024, triton.next_power_of_2(num_folds)),
+    )  # fmt: skip
+    return top, log_rest[:, None]
+
+
+def _decode(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys -> ids, x in float64."""
+    ordered = (keys >> 32).to(torch.int32)
+    bits = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
+    return 0x7FFFFFFF - (keys & 0x7FFFFFFF), bits.view(torch.float32).double()
+
+
+def row_stats(logits: Logits) -> tuple[Tensor, Tensor]:
+    """log sum exp(x / T) and sum p x / T.  float64 [C] each"""
+    count, width = logits.raw.shape
+    log_sum, expected = logits.raw.new_empty((2, count), dtype=torch.float64)
+    kernels.stats_kernel[(count,)](
+        logits.raw, logits.raw.stride(0), logits.bias_or_rows(), log_sum, expected,
+        *logits.transform(), 1.0 / logits.temperature, width, **logits.flags(), BLOCK=block_of(width),
+    )  # fmt: skip
+    return log_sum, expected
+
+
+def partition_at_(logits: Logits, ids: Tensor) -> tuple[Partition, Tensor, Tensor]:
+    """The softmax of rows by ids [C, K], x / T there, and the mean of x / T over the rest [C].
+
+    The entries at ids are marked as left out in the rows.
+    """
+    picked = logits.at(ids)
+    logits.raw.scatter_(-1, ids, EXCLUDED)
+    log_rest, expected = row_stats(logits)
+    return partition_of(picked, log_rest[:, None]), picked, expected
+
+
+def support_grad_(
+    logits: Logits, ids: Tensor, target_logp: Tensor, slopes: Slopes, out: Tensor
+) -> RowResult:
+    """Value and gradient of a divergence on a support; the formula of `gradients.on_support_`.
+
+    Writes d value / d z into out [C, V]; the rows are used up. The result's factor is 1.
+    """
+    part, picked, rest_expected = partition_at_(logits, ids)
+    inside, rest = part.logp.exp().split((ids.shape[1], 1), -1)
+    value, slope = slopes(part.logp, target_logp.double())
+    slope_sum = slope.sum(-1, keepdim=True)
+    outside = (slope[:, -1:] / rest - slope_sum).squeeze(-1) / logits.temperature
+    expected = rest.squeeze(-1) * rest_expected + torch.where(
+        inside == 0.0, 0.0, inside * picked
+    ).sum(-1)
+    count, width = logits.raw.shape
+    block = block_of(width)
+    kernels.outside_grad_kernel[(count, triton.cdiv(width, block))](
+        logits.raw, logits.raw.stride(0), logits.bias_or_rows(), part.normaliser, outside,
+        out, out.stride(0), *logits.transform(), 1.0 / logits.temperature, width,
+        **logits.flags(), BLOCK=block,
+    )  # fmt: skip
+    grad = (slope[:, :-1] - inside * slope_sum) / logits.temperature * logits.scale
+    if logits.softcap is not None:
+        grad *= 1.0 - (picked * logits.temperature / logits.softcap) ** 2
+    out.scatter_(-1, ids, grad.to(out.dtype))
+    return RowResult(
+        value=value,
+        entropy=part.normaliser.squeeze(-1) - expected,
+        factor=torch.ones_like(value),
+    )
+
+
+def full_grad_(logits: Logits, target: Logits, route: Route, out: Tensor) -> RowResult:
+    """Value and gradient of a full-vocabulary divergence with a kernel (KINDS).
+
+    Writes d value / d z into out [C, V]; the rows stay as they are. The result's factor is 1.
+    """
+    kind = KINDS[effective_divergence(route)]
+    log_sum, expected = row_stats(logits)
+    target_log_sum, _ = row_stats(target)
+    count, width = logits.raw.shape
+    block = block_of(width)
+    student_part, target_part = logits.raw.new_empty((2, count), dtype=torch.float64)
+    rows = (
+        logits.raw, logits.raw.stride(0), logits.bias_or_rows(),
+        target.raw, target.raw.stride(0), target.bias_or_rows(), log_sum, target_log_sum,
+    )  # fmt: skip
+    scalars = (
+        *logits.transform(), *target.transform(), 1.0 / logits.temperature, route.beta, width,
+    )  # fmt: skip
+    flags = logits.flags() | {f"TARGET_{name}": value for name, value in target.flags().items()}
+    kernels.value_kernel[(count,)](
+        *rows, student_part, target_part, *scalars, KIND=kind, **flags, BLOCK=block
+    )
+    kernels.full_grad_kernel[(count, triton.cdiv(width, block))](
+        *rows, student_part, out, out.stride(0), *scalars, KIND=kind, **flags, BLOCK=block
+    )
+    student_weight = 1.0 - route.beta if kind == KINDS["jsd"] else 1.0
+    target_weight = route.beta if kind == KINDS["jsd"] else 1.0
+    return RowResult(
+        value=student_weight * student_part + target_weight * target_part,
+        entropy=log_sum - expected,
+        factor=torch.full_like(log_sum, 1.0 / logits.temperature),
+    )

@@ -171,7 +171,9 @@ def test_bad_options_are_refused():
         d.top_k_reverse_kl(s, t, 2, support="teacher")
 
 
-@given(seed=st.integers(0, 99), k=st.integers(1, V - 1), support=st.sampled_from(["target", "student"]))
+@given(
+    seed=st.integers(0, 99), k=st.integers(1, V - 1), support=st.sampled_from(["target", "student"])
+)
 def test_the_pure_top_k_and_the_search_of_the_loss_agree_on_ties(seed, k, support):
     student, target = (make_logp(seed + i).mul(2).round() for i in range(2))
     ids = top_k_ids(target if support == "target" else student, k)

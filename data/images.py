@@ -1,4 +1,4 @@
-"""One picture from a row, loaded once: size checked before decoding, upright, RGB on white."""
+"""One image from a row, loaded once: size checked before decoding, upright, RGB on white."""
 
 import io
 import warnings
@@ -9,47 +9,47 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
-"""Width x height above which a picture is refused before it is decoded."""
+"""Width x height above which an image is refused before it is decoded."""
 MAX_ASPECT = 20
-"""Longer side over shorter above which a picture is refused: the processor and qwen-vl-utils then
+"""Longer side over shorter above which an image is refused: the processor and qwen-vl-utils then
 resize differently, so what a place means would depend on who resized."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
-def load_picture(
+def load_image(
     source: Any, *, root: str | Path | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """The picture as RGB, EXIF-upright, alpha composited on white.
+    """The image as RGB, EXIF-upright, alpha composited on white.
 
     Args:
-        source: a path, `{"bytes": ..., "path": ...}` as `datasets` has it, or a PIL picture.
+        source: a path, `{"bytes": ..., "path": ...}` as `datasets` has it, or a PIL image.
         root: folder a path must lie in; absolute paths, `..` and links out are refused. None: a
             path is taken as it is.
-        max_pixels: limit on width x height of the stored picture.
+        max_pixels: limit on width x height of the stored image.
 
     Raises:
-        ValueError: missing, truncated, not a picture, animated, over the limit, too thin, or
+        ValueError: missing, truncated, not an image, animated, over the limit, too thin, or
             outside `root`.
     """
     if isinstance(source, Image.Image):
-        _check_size("a picture in memory", source, max_pixels)
+        _check_size("an image in memory", source, max_pixels)
         return _upright_rgb(source)
     if isinstance(source, Mapping):
         data = source.get("bytes")
         if isinstance(data, bytes):
             return _decode(
-                f"picture {source.get('path') or 'in bytes'}", io.BytesIO(data), max_pixels
+                f"image {source.get('path') or 'in bytes'}", io.BytesIO(data), max_pixels
             )
-    path = picture_path(source, root)
+    path = image_path(source, root)
     if path is None:
         raise ValueError(
-            f"a picture must be a path, bytes and path, or a PIL image; got {type(source).__name__}"
+            f"an image must be a path, bytes and path, or a PIL image; got {type(source).__name__}"
         )
-    return _decode(f"picture {source!s}", path, max_pixels)
+    return _decode(f"image {source!s}", path, max_pixels)
 
 
-def picture_path(source: Any, root: str | Path | None, *, word: str = "picture") -> Path | None:
+def image_path(source: Any, root: str | Path | None, *, word: str = "image") -> Path | None:
     """The file that a path, or a mapping with a path and no bytes, names; None for other things.
 
     Raises:
@@ -90,13 +90,11 @@ def _decode(name: str, file: Any, max_pixels: int) -> Image.Image:
             with Image.open(file, formats=FORMATS) as image:
                 _check_size(name, image, max_pixels)
                 if getattr(image, "is_animated", False) and image.format != "MPO":
-                    raise ValueError(f"{name} is animated; give one still picture")
+                    raise ValueError(f"{name} is animated; give one still image")
                 image.load()
                 return _upright_rgb(image)
     except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{name} is no picture of a known format ({', '.join(FORMATS)})"
-        ) from error
+        raise ValueError(f"{name} is no image of a known format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is over the limit of {max_pixels} pixels") from error
     except (OSError, SyntaxError, EOFError, MemoryError) as error:
@@ -118,7 +116,7 @@ def _check_size(name: str, image: Image.Image, max_pixels: int) -> None:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """A new RGB picture without an orientation tag."""
+    """A new RGB image without an orientation tag."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):
         # 16-bit greys would be clipped at 255, not scaled.

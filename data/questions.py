@@ -30,13 +30,13 @@ class Question:
 def read_question(row: Mapping[str, Any], num_images: int, videos: Sequence[str] = ()) -> Question:
     """The question from `question`, or from `messages` in TRL's vision form.
 
-    Each `<video>` becomes its text in `videos`, whose pictures come after the row's own.
+    Each `<video>` becomes its text in `videos`, whose images come after the row's own.
 
     Of `messages` the system turn becomes `system`, the last user turn the question, earlier turns
     the history; a reply after the last user turn is the answer where the row has none.
 
     Raises:
-        ValueError: empty question, placeholders that do not match the pictures, an answer outside
+        ValueError: empty question, placeholders that do not match the images, an answer outside
             the choices, an unknown answer type, messages of another form.
     """
     system, history, text, reply = row.get("system"), (), row.get("question"), None
@@ -63,7 +63,7 @@ def read_question(row: Mapping[str, Any], num_images: int, videos: Sequence[str]
 
 
 def _with_places(text: str, num_images: int, videos: Sequence[str]) -> str:
-    """The question with a placeholder per picture, or none at all; videos filled in."""
+    """The question with a placeholder per image, or none at all; videos filled in."""
     _encodable("the question", text)
     for word, mark, count in (
         ("images", PLACEHOLDER, num_images),
@@ -80,7 +80,7 @@ def _with_places(text: str, num_images: int, videos: Sequence[str]) -> str:
     if num_images and PLACEHOLDER not in text:
         text = PLACEHOLDER * num_images + text
     if PLACEHOLDER in text[text.index(VIDEO_PLACEHOLDER) :]:
-        raise ValueError("pictures must come before videos in the question")
+        raise ValueError("images must come before videos in the question")
     first, *rest = text.split(VIDEO_PLACEHOLDER)
     return first + "".join(v + piece for v, piece in zip(videos, rest, strict=True))
 
@@ -152,7 +152,7 @@ def _read_messages(
     history = [(role, text) for role, text in turns[:last] if role != "system"]
     if any(PLACEHOLDER in text for _, text in history):
         raise ValueError(
-            "pictures in earlier turns are not supported: put them in the last user turn"
+            "images in earlier turns are not supported: put them in the last user turn"
         )
     replies = [text for role, text in turns[last + 1 :] if role == "assistant"]
     return (

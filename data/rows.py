@@ -1,4 +1,4 @@
-"""Raw rows from disk, the hub or memory, each knowing its file, line and picture folder.
+"""Raw rows from disk, the hub or memory, each knowing its file, line and image folder.
 
 A row is a dict as data/README.md describes it. `read_rows` adds `origin`: `{"file", "line",
 "root"}`, and `uid` where there is none. Unknown columns stay; they can reach the teacher only.
@@ -73,7 +73,7 @@ def read_rows(
             `datasets` id on the hub; a `datasets.Dataset`; or dicts in memory.
         split: keeps this split: the data set's own, else rows whose `meta.split` it is.
         name: configuration of a hub data set.
-        root: folder of the pictures where it is not the one `source` lies in.
+        root: folder of the images where it is not the one `source` lies in.
 
     Returns:
         A sequence; what lies on the disk stays there and rows are made when asked for.

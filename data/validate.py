@@ -29,7 +29,7 @@ class Report:
     num_rows: int
     num_images: int
     sizes: tuple[tuple[int, int], tuple[int, int]] | None
-    """Smallest and largest (width, height) in pixels by area; None without pictures."""
+    """Smallest and largest (width, height) in pixels by area; None without images."""
     answer_types: Mapping[str, int]
     coverage: Mapping[str, int]
     """Rows that hold each annotation type."""
@@ -46,11 +46,11 @@ class Report:
     answered: Sequence[str] = ()
     """The open question holds its answer: harmless where it lists alternatives."""
     repeated: Sequence[str] = ()
-    """Question and pictures are those of an earlier row."""
+    """Question and images are those of an earlier row."""
     overlapping: Sequence[str] = ()
-    """Question and pictures are in the other data set too."""
-    shared_pictures: Sequence[str] = ()
-    """A picture is in the other data set too, under another question."""
+    """Question and images are in the other data set too."""
+    shared_images: Sequence[str] = ()
+    """An image is in the other data set too, under another question."""
     traps: Mapping[str, int] = field(default_factory=dict)
     """Rows with a column of `TRAPS`."""
     problems: Sequence[Skipped] = ()
@@ -114,14 +114,14 @@ class _Counts:
             self.num_images += 1
             self.smallest = min(self.smallest or image.size, image.size, key=_area)
             self.largest = max(self.largest or image.size, image.size, key=_area)
-        whole, pictures = _digests(sample)
+        whole, images = _digests(sample)
         found = {
             "disclosing": disclosed(sample.privileged.context, sample.answer, sample.choices),
             "leaking": _leak(sample),
             "answered": not sample.choices and disclosed(sample.question, sample.answer),
             "repeated": whole in self.seen,
             "overlapping": whole in self.others[0],
-            "shared_pictures": whole not in self.others[0] and pictures & self.others[1],
+            "shared_images": whole not in self.others[0] and images & self.others[1],
         }
         self.seen.add(whole)
         for name in _CHECKS:
@@ -150,9 +150,9 @@ _CHECKS = {
     "disclosing": "privileged text holds the answer",
     "leaking": "the question holds privileged text",
     "answered": "the open question holds its answer",
-    "repeated": "question and pictures of an earlier row",
-    "overlapping": "question and pictures are in the other set",
-    "shared_pictures": "a picture is in the other set, under another question",
+    "repeated": "question and images of an earlier row",
+    "overlapping": "question and images are in the other set",
+    "shared_images": "an image is in the other set, under another question",
 }
 
 
@@ -163,7 +163,7 @@ def data_card(report: Report, title: str) -> str:
         f"# {title}",
         "",
         f"- rows: {report.num_rows}, of which {good} are good and {len(report.problems)} are not",
-        f"- pictures: {report.num_images}{_size_range(report)}",
+        f"- images: {report.num_images}{_size_range(report)}",
         f"- answers: {_counts(report.answer_types)}; {report.unlabelled} rows without one",
         f"- annotations (rows): {_counts(report.coverage)}",
         *(f"- {name}: {_counts(values)}" for name, values in report.meta.items()),
@@ -191,25 +191,25 @@ def data_card(report: Report, title: str) -> str:
 
 
 def _digests_of(rows: Iterable[Mapping[str, Any]]) -> tuple[set[bytes], set[bytes]]:
-    """Names of the questions with their pictures, and of the pictures, of the good rows."""
-    wholes, pictures = set(), set()
+    """Names of the questions with their images, and of the images, of the good rows."""
+    wholes, images = set(), set()
     for row in rows:
         try:
-            whole, its_pictures = _digests(make_sample(row, []))
+            whole, its_images = _digests(make_sample(row, []))
         except ValueError:
             continue
         wholes.add(whole)
-        pictures |= its_pictures
-    return wholes, pictures
+        images |= its_images
+    return wholes, images
 
 
 def _digests(sample: Sample) -> tuple[bytes, set[bytes]]:
-    """A name of question and pictures together, and one of each picture, by their pixels."""
-    pictures = [
+    """A name of question and images together, and one of each image, by their pixels."""
+    images = [
         _digest(image.tobytes() + bytes(str(image.size), "ascii")) for image in sample.plain.images
     ]
     words = " ".join(sample.question.lower().split())
-    return _digest(words.encode() + b"".join(pictures)), set(pictures)
+    return _digest(words.encode() + b"".join(images)), set(images)
 
 
 def _digest(data: bytes) -> bytes:

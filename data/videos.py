@@ -1,4 +1,4 @@
-"""Videos of a row -> a bounded number of frames with their times, which then are pictures.
+"""Videos of a row -> a bounded number of frames with their times, which then are images.
 
 Decoding and the choice of frames are qwen-vl-utils'; it needs a decoder (`pip install decord`, the
 extra `video`), as its torchvision backend calls a function that torchvision no longer has. Frames
@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from .images import MAX_PIXELS, load_picture, picture_path
+from .images import MAX_PIXELS, image_path, load_image
 from .questions import PLACEHOLDER
 
 DECODERS = ("decord", "torchcodec")
@@ -38,7 +38,7 @@ class Clip:
 
     @property
     def text(self) -> str:
-        """What stands for the video in the question: Qwen3-VL's time stamps around pictures."""
+        """What stands for the video in the question: Qwen3-VL's time stamps around images."""
         return "".join(f"<{time:.1f} seconds>{PLACEHOLDER}" for time in self.seconds)
 
 
@@ -50,7 +50,7 @@ def load_clips(
     Args:
         sources: a list of paths, or of `{"path", "fps", "max_frames", "video_start", "video_end"}`,
             the last two in seconds; None is no video.
-        root: folder the paths must lie in, as for pictures.
+        root: folder the paths must lie in, as for images.
 
     Raises:
         ValueError: another form, a missing or damaged file, no decoder installed.
@@ -63,7 +63,7 @@ def load_clips(
 
 
 def _clip(source: Any, root: str | Path | None, max_pixels: int) -> Clip:
-    path = picture_path(source, root, word="video")
+    path = image_path(source, root, word="video")
     if path is None:
         raise ValueError(f"a video must be a path, or an object with a path; got {source!r}")
     from qwen_vl_utils.vision_process import VIDEO_READER_BACKENDS
@@ -77,7 +77,7 @@ def _clip(source: Any, root: str | Path | None, max_pixels: int) -> Clip:
     except errors as error:
         raise ValueError(f"video {path.name} cannot be read by {name}: {error}") from error
     frames = tuple(
-        load_picture(Image.fromarray(frame.permute(1, 2, 0).numpy()), max_pixels=max_pixels)
+        load_image(Image.fromarray(frame.permute(1, 2, 0).numpy()), max_pixels=max_pixels)
         for frame in pixels
     )
     seconds = tuple(float(index / about["fps"]) for index in about["frames_indices"])

@@ -12,7 +12,7 @@ from dopd_vlm.types import Sample, View
 
 from .annotations.registry import CheckedType, DrawnType, annotation_type, forms
 from .coords import Frame, check_family
-from .images import MAX_PIXELS, load_picture
+from .images import MAX_PIXELS, load_image
 from .questions import Question, parse_json, read_question
 from .videos import load_clips
 
@@ -50,20 +50,20 @@ def make_sample(
     """The Sample of one row, its privileged view showing the chosen annotations.
 
     plain = images, question or messages, choices and system of the row, and nothing else.
-    privileged = the same pictures, or `teacher_images` ([] is none), with drawn forms on copies;
+    privileged = the same images, or `teacher_images` ([] is none), with drawn forms on copies;
     context = `privileged_context`, then one `section` per type in the given order, a line each.
 
     Args:
         row: as design section 4 has it; rows of `read_rows` know their file and folder.
         annotations: which types the teacher sees, in which form.
-        root: folder of the pictures; None takes the one the row was read from.
+        root: folder of the images; None takes the one the row was read from.
         coords: the family whose numbers stand for places in the text.
-        resize: picture -> its size after the processor's resize; `qwen2_5` needs it.
-        max_pixels: limit per picture.
+        resize: image -> its size after the processor's resize; `qwen2_5` needs it.
+        max_pixels: limit per image.
 
     Raises:
         ValueError: unknown type, form or coords; otherwise with the row's uid and file: anything
-            wrong with the row's pictures, question, choices, answer or annotations.
+            wrong with the row's images, question, choices, answer or annotations.
     """
     chosen = check_choices(annotations)
     check_family(coords)
@@ -131,7 +131,7 @@ def _sample(
     resize: Resize | None,
     max_pixels: int,
 ) -> Sample:
-    images = _pictures(row, "images", root, max_pixels)
+    images = _images(row, "images", root, max_pixels)
     clips = load_clips(row.get("videos"), root=root, max_pixels=max_pixels)
     question = read_question(row, len(images), [clip.text for clip in clips])
     images += tuple(frame for clip in clips for frame in clip.frames)
@@ -158,7 +158,7 @@ def _sample(
     )
 
 
-def _pictures(
+def _images(
     row: Mapping[str, Any], field: str, root: str | Path | None, max_pixels: int
 ) -> tuple[Image.Image, ...]:
     sources = row.get(field)
@@ -167,8 +167,8 @@ def _pictures(
     if sources is None:
         return ()
     if not isinstance(sources, Sequence) or isinstance(sources, str):
-        raise ValueError(f"{field} must be a list of pictures, got {type(sources).__name__}")
-    return tuple(load_picture(source, root=root, max_pixels=max_pixels) for source in sources)
+        raise ValueError(f"{field} must be a list of images, got {type(sources).__name__}")
+    return tuple(load_image(source, root=root, max_pixels=max_pixels) for source in sources)
 
 
 def _values(
@@ -200,7 +200,7 @@ def _marked(
     max_pixels: int,
 ) -> tuple[Image.Image, ...]:
     if row.get("teacher_images") is not None:
-        given = _pictures(row, "teacher_images", root, max_pixels)
+        given = _images(row, "teacher_images", root, max_pixels)
         if any(form != "text" for _, form in chosen):
             raise ValueError(
                 "the row has teacher_images of its own, on which nothing is drawn: choose form "
@@ -217,7 +217,7 @@ def _marked(
 
 def _frame(images: Sequence[Image.Image], coords: str, resize: Resize | None) -> Frame:
     if not images:
-        # No picture, no place: types with places have refused theirs in parse.
+        # No image, no place: types with places have refused theirs in parse.
         return Frame(family="pixel", size=(1, 1))
     frames = [
         Frame(family=coords, size=image.size, resized=resize(image) if resize else None)

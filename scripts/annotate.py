@@ -3,7 +3,7 @@
     python scripts/annotate.py rows/ --endpoint http://HOST/v1 --model NAME --kind boxes,hints --out annotated/
 
 Works with any OpenAI-compatible endpoint; the key is read from the environment (--key-variable).
-OUT then holds metadata.jsonl with the pictures (rows that validate.py, preview.py and train.py
+OUT then holds metadata.jsonl with the images (rows that validate.py, preview.py and train.py
 read), dropped.jsonl with a reason per row, and replies.jsonl with every raw reply. The same command
 goes on after Ctrl-C, a kill or a failed endpoint; no request that was answered is asked again.
 """
@@ -148,7 +148,7 @@ def _arguments() -> argparse.Namespace:
         default="qwen3",
         choices=FAMILIES,
         help="how the model writes places: qwen3 is 0 to 1000, also right for models that follow "
-        "instructions; qwen2_5 and pixel are pixels of the picture as sent",
+        "instructions; qwen2_5 and pixel are pixels of the image as sent",
     )
     add("--key-variable", default="OPENAI_API_KEY", help="environment variable with the key")
     add("--concurrency", type=int, default=16, help="requests at once")
@@ -159,7 +159,7 @@ def _arguments() -> argparse.Namespace:
     )
     add("--attempts", type=int, default=2, help="replies of a bad form before a row is dropped")
     add("--max-tokens", type=int, default=1024, help="length of a reply")
-    add("--max-pixels", type=int, default=1_500_000, help="larger pictures are sent smaller")
+    add("--max-pixels", type=int, default=1_500_000, help="larger images are sent smaller")
     add("--temperature", type=float, default=0.0)
     add(
         "--json-schema",

@@ -1,9 +1,9 @@
-"""Writes a data set as one Parquet file with its pictures inside, in our form or another trainer's.
+"""Writes a data set as one Parquet file with its images inside, in our form or another trainer's.
 
     python scripts/export_rows.py parquet rows/ rows.parquet
     python scripts/export_rows.py trl rows/ trl.parquet --annotations boxes hints
 
-`trl` puts the teacher's text into `privileged_context`, `verl` its pictures into `bbox_images`.
+`trl` puts the teacher's text into `privileged_context`, `verl` its images into `bbox_images`.
 Rows that make no sample are left out and counted.
 """
 

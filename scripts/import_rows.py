@@ -2,8 +2,8 @@
 
     python scripts/import_rows.py coco instances.json --images DIR --out rows/
 
-Upright JPEG, PNG and WebP pictures are kept as they are (linked where possible), others become
-PNG. Rows whose pictures cannot be loaded are left out and listed in OUT/skipped.jsonl.
+Upright JPEG, PNG and WebP images are kept as they are (linked where possible), others become
+PNG. Rows whose images cannot be loaded are left out and listed in OUT/skipped.jsonl.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("kind", choices=sorted(IMPORTERS))
     parser.add_argument("source", type=Path, help="the file, or the folder")
-    parser.add_argument("--images", type=Path, help="folder of the pictures; default: the source's")
+    parser.add_argument("--images", type=Path, help="folder of the images; default: the source's")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--question", default=QUESTION, help="where none is given")
     options = parser.parse_args(arguments)

@@ -115,7 +115,7 @@ def rollouts(
     empty = {"text": "", "context": "", "images": []}
     pages = {}
     for sample, record in zip(samples, maps, strict=True):
-        # Pictures and prompts stand in the card already.
+        # Images and prompts stand in the card already.
         probe = {"uid": sample.uid, "answer": sample.answer, "plain": empty, "privileged": empty}
         pages[sample.uid] = token_map_html([probe], [record])
     return pages, {record["uid"]: tuple(record["tokens"]) for record in maps}
@@ -262,7 +262,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--import", nargs=2, dest="imported", metavar=("KIND", "FILE"),
         help=f"turn FILE into rows first; KIND: {', '.join(sorted(IMPORTERS))}",
     )  # fmt: skip
-    parser.add_argument("--images", type=Path, help="with --import: folder of the pictures")
+    parser.add_argument("--images", type=Path, help="with --import: folder of the images")
     options = parser.parse_args(arguments)
     if bool(options.source) == bool(options.imported):
         parser.error("give a source, or --import KIND FILE")

@@ -1,7 +1,7 @@
 """Checks a data set row by row and prints a data card, which --card also writes.
 
     python scripts/validate.py rows/ --card rows/README.md
-    python scripts/validate.py rows/ --against benchmark/     # shared questions and pictures
+    python scripts/validate.py rows/ --against benchmark/     # shared questions and images
 
 Exits with 1 when a row is bad, leaks privileged text into the question, or is in the other set.
 """

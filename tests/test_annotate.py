@@ -162,7 +162,7 @@ def test_pictures_are_kept_as_they_were(folder) -> None:
         ('[{"bbox_2d": [1, 2, 30, 40]}]', "form: [0] needs a label"),
         ('[{"bbox_2d": [100, 200, 1500, 800], "label": "x"}]', "place: [0].bbox"),
         ('[{"bbox_2d": [500, 200, 100, 800], "label": "x"}]', "place: [0].bbox"),
-        ('[{"bbox_2d": [1, 2, 30, 40], "label": "x", "image": 2}]', "place: [0] names picture 2"),
+        ('[{"bbox_2d": [1, 2, 30, 40], "label": "x", "image": 2}]', "place: [0] names image 2"),
         ("[]", "empty: "),
         ("", "no JSON: ''"),
     ],
@@ -385,8 +385,8 @@ def test_bad_rows_are_dropped_without_a_request(folder) -> None:
     (folder / "metadata.jsonl").write_text("\n".join([*lines, text_only, video]))
     outcome, bodies = run(folder, good)
     assert (outcome.kept, outcome.dropped) == (5, {"row": 3})
-    assert "only pictures are sent" in dropped(folder / "out")["v"]
-    assert "boxes need a picture" in dropped(folder / "out")["t"]
+    assert "only images are sent" in dropped(folder / "out")["v"]
+    assert "boxes need an image" in dropped(folder / "out")["t"]
     assert {"r1", "t"}.isdisjoint(asked_for(body)[0] for _, _, body in bodies)
 
 
@@ -449,7 +449,7 @@ def test_several_pictures_are_numbered_in_question_and_boxes(folder) -> None:
     _, bodies = run(folder, lambda body, n: (200, chat(reply)) if n == 1 else (200, chat(GOOD)))
     first, second = (body["messages"][0]["content"] for _, _, body in bodies)
     assert [block["type"] for block in first] == ["image_url", "image_url", "text"]
-    assert "m [picture 1] or [picture 2] ?" in first[-1]["text"]
+    assert "m [image 1] or [image 2] ?" in first[-1]["text"]
     assert 'image 2: [{"bbox_2d": [100, 200, 500, 800], "label": "cup"}]' in second[-1]["text"]
     (made,) = read_rows(folder / "out")
     assert made["annotations"]["boxes"] == [{"bbox": [20, 20, 80, 60], "label": "cup", "image": 1}]

@@ -54,11 +54,11 @@ BAD_FILES = {
     "truncated jpeg": (encoded(noisy(), "JPEG")[:300], "truncated or damaged"),
     "truncated png": (encoded(noisy(), "PNG")[:-40], "truncated or damaged"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
-            "no picture of a known format"),
-    "pdf": (b"%PDF-1.7\n1 0 obj << /Type /Catalog >> endobj", "no picture of a known format"),
-    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no picture of a known format"),
-    "empty": (b"", "no picture of a known format"),
-    "text": (b"404 not found", "no picture of a known format"),
+            "no image of a known format"),
+    "pdf": (b"%PDF-1.7\n1 0 obj << /Type /Catalog >> endobj", "no image of a known format"),
+    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no image of a known format"),
+    "empty": (b"", "no image of a known format"),
+    "text": (b"404 not found", "no image of a known format"),
     "animated gif": (frames("GIF"), "is animated"),
     "animated webp": (frames("WEBP"), "is animated"),
     "several pages": (frames("TIFF"), "is animated"),
@@ -100,7 +100,7 @@ BAD_BOXES = {
 }
 RUNS = {"size": [30, 40], "counts": [0, 1200]}
 BAD_MASKS = {
-    "other size": ({"size": [31, 40], "counts": [0, 1240]}, "must be the picture's"),
+    "other size": ({"size": [31, 40], "counts": [0, 1240]}, "must be the image's"),
     "too short": ({"size": [30, 40], "counts": [0, 1100]}, "fill 30 x 40"),
     "negative": ({"size": [30, 40], "counts": [-1, 1201]}, "fill 30 x 40"),
     "huge": ({"size": [30, 40], "counts": [10**12]}, "fill 30 x 40"),

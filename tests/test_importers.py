@@ -14,7 +14,7 @@ from PIL import Image
 from dopd_vlm.data.formats.chat import VISION_OPD_CONTEXT
 from dopd_vlm.data.formats.folder import write_rows
 from dopd_vlm.data.formats.importers import IMPORTERS, import_folder, import_rows
-from dopd_vlm.data.images import load_picture
+from dopd_vlm.data.images import load_image
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_sample
 
@@ -155,7 +155,7 @@ def test_coco_annotations_of_unlisted_pictures_are_counted(folder) -> None:
     boxes = [{"image_id": n, "bbox": [1, 1, 2, 2], "category_id": 1} for n in (1, 7, 7)]
     data = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": boxes}
     (folder / "c.json").write_text(json.dumps(data))
-    with pytest.warns(UserWarning, match="2 annotations of unlisted pictures"):
+    with pytest.warns(UserWarning, match="2 annotations of unlisted images"):
         written, skipped = import_folder("coco", folder / "c.json", folder / "out", images=folder)
     assert (written, skipped) == (1, [])
 
@@ -325,7 +325,7 @@ def test_webdataset_shards(folder) -> None:
     assert (third.answer, third.privileged.context) == ("red", "")
 
 
-def test_what_load_picture_shows_unchanged_is_kept_byte_for_byte(folder) -> None:
+def test_what_load_image_shows_unchanged_is_kept_byte_for_byte(folder) -> None:
     plain = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
     plain.save(folder / "plain.jpg")
     exif = Image.Exif()
@@ -340,4 +340,4 @@ def test_what_load_picture_shows_unchanged_is_kept_byte_for_byte(folder) -> None
     stored = folder / "out" / row["images"][0]
     assert stored.read_bytes() == (folder / "plain.jpg").read_bytes()
     for name, made in zip(names, make_sample(row, []).plain.images, strict=True):
-        assert made.tobytes() == load_picture(name, root=folder).tobytes()
+        assert made.tobytes() == load_image(name, root=folder).tobytes()

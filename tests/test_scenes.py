@@ -21,7 +21,7 @@ from dopd_vlm.data.embedded.scene_questions import DIRECTIONS, EXTREMES, MAKERS,
 from dopd_vlm.data.embedded.scenes import SPLITS, SceneRows, make_row, puzzle_of
 from dopd_vlm.data.embedded.sets import embedded_rows
 from dopd_vlm.data.embedded.sprites import OPAQUE, cutout, photo, photos, sprites
-from dopd_vlm.data.images import load_picture
+from dopd_vlm.data.images import load_image
 from dopd_vlm.data.validate import validate
 from dopd_vlm.data.views import make_samples
 from dopd_vlm.eval.benchmarks.benchmark import load_benchmark
@@ -248,7 +248,7 @@ def test_shipped_rows_are_those_the_generator_makes(split) -> None:
     for ours, theirs in zip(shipped(split)[:6], made, strict=True):
         for key in ("uid", "question", "answer", "choices", "annotations", "meta"):
             assert ours[key] == theirs[key]
-        stored = load_picture(ours["images"][0], root=ours["origin"]["root"])
+        stored = load_image(ours["images"][0], root=ours["origin"]["root"])
         difference = np.abs(np.asarray(stored, float) - np.asarray(theirs["images"][0], float))
         assert difference.mean() < 12  # stored as WebP
 

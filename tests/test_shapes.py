@@ -9,7 +9,7 @@ from dopd_vlm.config import ModelConfig
 from dopd_vlm.data.annotations.disclosure import disclosed
 from dopd_vlm.data.embedded import lists, shapes
 from dopd_vlm.data.embedded.sets import MODELS, embedded_model, embedded_rows
-from dopd_vlm.data.images import load_picture
+from dopd_vlm.data.images import load_image
 from dopd_vlm.data.views import make_sample
 from dopd_vlm.models.encoder import encode_prompt
 from dopd_vlm.models.policy import Policy, check_vocabularies, load_policy
@@ -62,7 +62,7 @@ def test_shipped_rows_are_those_the_generator_makes(name, split):
         for key in ("uid", "question", "answer", "annotations", "meta"):
             assert ours[key] == theirs[key]
         for file, image in zip(ours["images"], theirs["images"], strict=True):
-            stored = load_picture(file, root=ours["origin"]["root"])
+            stored = load_image(file, root=ours["origin"]["root"])
             assert stored.tobytes() == image.tobytes()
 
 

@@ -73,11 +73,11 @@ def test_leaks_repetitions_and_overlaps_are_told_apart() -> None:
     )
     found = {
         name: getattr(report, name)
-        for name in ("leaking", "answered", "repeated", "overlapping", "shared_pictures")
+        for name in ("leaking", "answered", "repeated", "overlapping", "shared_images")
     }
     assert found == {
         "leaking": ["leak"], "answered": ["told"], "repeated": ["again"],
-        "overlapping": ["taken"], "shared_pictures": ["near"],
+        "overlapping": ["taken"], "shared_images": ["near"],
     }  # fmt: skip
     assert [problem.uid for problem in report.problems] == ["bad"]
     card = data_card(report, "mine")
@@ -94,4 +94,4 @@ def test_the_script_fails_on_an_overlap_and_writes_the_card(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     with pytest.raises(SystemExit, match="1"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert "| question and pictures are in the other set | 1 | x |" in card.read_text()
+    assert "| question and images are in the other set | 1 | x |" in card.read_text()

@@ -216,7 +216,7 @@ def test_choices_come_as_letters_list_or_json() -> None:
         ({"question": None}, "the question is empty"),
         ({"question": "<image> and <image> ?"}, "has 2 <image> but the row 1 images"),
         ({"images": ["absent.png"]}, r"absent\.png does not exist"),
-        ({"images": "a.png"}, "images must be a list of pictures, got str"),
+        ({"images": "a.png"}, "images must be a list of images, got str"),
         ({"images": [{"bytes": b"GIF89a", "path": "x.gif"}]}, r"x\.gif"),
         ({"choices": ["a", "b"], "answer": "C"}, "'C' is not among the choices A, B"),
         ({"choices": ["a"], "answer": "A"}, "at least two"),

@@ -13,7 +13,7 @@ from .replies import BadReplyError, verdict, written_value
 from .reply_log import Record
 from .requests import WORDINGS
 
-NEEDS_PICTURE = ("boxes", "captions")
+NEEDS_IMAGE = ("boxes", "captions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Task:
     attempts: int = 2
     """How often a pass is asked before its bad replies drop the row."""
     max_pixels: int = 1_500_000
-    """Larger pictures are sent smaller."""
+    """Larger images are sent smaller."""
     json_schema: bool = False
     """Whether the endpoint is told to hold replies to the form (`replies.reply_schema`)."""
 
@@ -115,13 +115,13 @@ def _first_usable(
 
 
 def question_of(row: Row, task: Task) -> Question:
-    """The row's question; ValueError when it is wrong, or a kind needs a picture that is not there."""
+    """The row's question; ValueError when it is wrong, or a kind needs an image that is not there."""
     num_images = len(row.get("images") or [])
     if row.get("videos"):
-        raise ValueError("rows with videos cannot be annotated: only pictures are sent")
+        raise ValueError("rows with videos cannot be annotated: only images are sent")
     for kind in task.kinds:
-        if kind in NEEDS_PICTURE and not num_images:
-            raise ValueError(f"{kind} need a picture, and the row has none")
+        if kind in NEEDS_IMAGE and not num_images:
+            raise ValueError(f"{kind} need an image, and the row has none")
     return read_question(row, num_images)
 
 

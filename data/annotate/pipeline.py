@@ -83,7 +83,7 @@ def annotate(
     *,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
-    """Asks for what is missing and writes `metadata.jsonl`, `dropped.jsonl` and the pictures.
+    """Asks for what is missing and writes `metadata.jsonl`, `dropped.jsonl` and the images.
 
     Ends early, with everything received kept, when the endpoint fails for as many rows in a row
     as there are requests at once; Ctrl-C likewise.

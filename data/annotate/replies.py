@@ -35,8 +35,8 @@ def written_value(
     """The value for `row["annotations"][kind]` in a first-pass reply.
 
     Args:
-        frames: of each picture: the family in which the model was asked to write places, and the
-            size of the row's picture; places come back in its pixels.
+        frames: of each image: the family in which the model was asked to write places, and the
+            size of the row's image; places come back in its pixels.
         answer: what hints and summaries must not disclose.
 
     Raises:
@@ -64,7 +64,7 @@ def written_value(
 def reply_schema(kind: str, step: str, num_images: int) -> dict[str, Any]:
     """The form of a pass's reply as a JSON schema, for endpoints that can hold a model to one.
 
-    Only the form: numbers may still lie outside the picture, and hints may still tell the answer.
+    Only the form: numbers may still lie outside the image, and hints may still tell the answer.
     """
     words = {"type": "string", "minLength": 1, "maxLength": MAX_LETTERS}
     if step == "check":
@@ -120,7 +120,7 @@ def json_in(text: str) -> Any:
 
 
 def _boxes(found: Any, frames: Sequence[Frame]) -> list[dict[str, Any]]:
-    """XYWH boxes in pixels of the row's pictures."""
+    """XYWH boxes in pixels of the row's images."""
     if isinstance(found, Mapping):
         found = [found] if "bbox_2d" in found else found.get("boxes")
     if not isinstance(found, list):
@@ -136,7 +136,7 @@ def _box(index: int, entry: Any, frames: Sequence[Frame]) -> dict[str, Any]:
         raise BadReplyError(f"form: [{index}] needs a label: {entry}")
     image = entry.get("image", 1)
     if not isinstance(image, int) or not 1 <= image <= len(frames):
-        raise BadReplyError(f"place: [{index}] names picture {image!r} of {len(frames)}")
+        raise BadReplyError(f"place: [{index}] names image {image!r} of {len(frames)}")
     frame = frames[image - 1]
     left, top, right, bottom = (round(value, 2) for value in decode(place, frame))
     bbox = [left, top, round(right - left, 2), round(bottom - top, 2)]

@@ -1,6 +1,6 @@
-"""What is sent to the annotating model: the wording of both passes, filled in, and pictures as data URLs.
+"""What is sent to the annotating model: the wording of both passes, filled in, and images as data URLs.
 
-The paper (its section on data, and Fig. 13, a picture) states what is asked for, not in which
+The paper (its section on data, and Fig. 13, an image) states what is asked for, not in which
 words. In a wording `{question}` holds the choices too, `{answer}` a line with the known answer or
 nothing, `{places}` how coordinates are written, `{annotation}` the first pass's result.
 """
@@ -17,7 +17,7 @@ from dopd_vlm.data_uri import picture_uri
 from dopd_vlm.types import Message
 
 from ..coords import Frame
-from ..images import load_picture
+from ..images import load_image
 from ..questions import PLACEHOLDER, Question, read_question
 from ..views import origin_of
 
@@ -37,10 +37,10 @@ NO_DISCLOSURE = (
 )
 PLACES = {
     "relative": (
-        "Coordinates are integers from 0 to 1000, relative to the width and height of the picture"
+        "Coordinates are integers from 0 to 1000, relative to the width and height of the image"
     ),
-    "fraction": "Coordinates are fractions from 0 to 1 of the picture's width and height",
-    "pixels": "Coordinates are integer pixels of the picture as given ({sizes})",
+    "fraction": "Coordinates are fractions from 0 to 1 of the image's width and height",
+    "pixels": "Coordinates are integer pixels of the image as given ({sizes})",
 }
 CHECK = (
     "Another annotator wrote training data for a question. Judge it strictly.\n"
@@ -70,7 +70,7 @@ _TAIL = "\n\nQuestion:\n{question}\n{answer}"
 WORDINGS: dict[str, Wording] = {
     "boxes": Wording(
         write=(
-            f"{RULES}\nMark every object in the picture that one must look at to answer the "
+            f"{RULES}\nMark every object in the image that one must look at to answer the "
             "question, and no other: a tight box and a short label that names the object.\n"
             "{places}; x grows to the right, y downwards.\n"
             'Form: [{"bbox_2d": [x1, y1, x2, y2], "label": "..."{image}}]' + _TAIL
@@ -107,10 +107,10 @@ WORDINGS: dict[str, Wording] = {
     ),
     "captions": Wording(
         write=(
-            f"{RULES}\nDescribe the picture in one to three sentences, with what matters for the "
+            f"{RULES}\nDescribe the image in one to three sentences, with what matters for the "
             f"question. Do not answer the question.\n{_LIST}{_TAIL}"
         ),
-        criteria="Good means: every statement is true of the picture and bears on the question.",
+        criteria="Good means: every statement is true of the image and bears on the question.",
     ),
 }
 
@@ -121,26 +121,26 @@ class Asked:
 
     question: Question
     frames: tuple[Frame, ...]
-    """Of each picture: the family of its numbers, its own size and the size as sent."""
+    """Of each image: the family of its numbers, its own size and the size as sent."""
     urls: tuple[str, ...]
 
 
 def asked(row: Mapping[str, Any], coords: str, max_pixels: int) -> Asked:
-    """The row's question and pictures.
+    """The row's question and images.
 
     Args:
         coords: how the model writes places: a name of `coords.FAMILIES`; `pixel` is pixels of the
-            picture as sent.
-        max_pixels: larger pictures are sent smaller.
+            image as sent.
+        max_pixels: larger images are sent smaller.
 
     Raises:
-        ValueError: the row's pictures or question are wrong.
+        ValueError: the row's images or question are wrong.
     """
     root = origin_of(row).get("root")
     sources = row.get("images") or []
     if not isinstance(sources, Sequence) or isinstance(sources, str):
-        raise ValueError(f"images must be a list of pictures, got {type(sources).__name__}")
-    images = [load_picture(source, root=root) for source in sources]
+        raise ValueError(f"images must be a list of images, got {type(sources).__name__}")
+    images = [load_image(source, root=root) for source in sources]
     sent = [_resized(image, max_pixels) for image in images]
     family = "qwen2_5" if coords == "pixel" else coords
     return Asked(
@@ -179,18 +179,18 @@ def _filled(template: str, row: Asked, more: Mapping[str, str]) -> str:
         "question": _question(row.question),
         "answer": ANSWER.replace("{answer}", answer) if answer else "",
         "places": _places(row.frames),
-        "image": ', "image": number of the picture, from 1' if len(row.frames) > 1 else "",
+        "image": ', "image": number of the image, from 1' if len(row.frames) > 1 else "",
         **more,
     }
     return re.sub(rf"\{{({'|'.join(values)})\}}", lambda found: values[found[1]], template)
 
 
 def _question(question: Question) -> str:
-    """Earlier turns, the question and its choices; of several pictures, which stands where."""
+    """Earlier turns, the question and its choices; of several images, which stands where."""
     lines = [f"{turn['role']}: {turn['content']}" for turn in question.history]
     pieces = question.text.split(PLACEHOLDER)
     if len(pieces) > 2:
-        pieces[1:] = [f"[picture {n}]{piece}" for n, piece in enumerate(pieces[1:], start=1)]
+        pieces[1:] = [f"[image {n}]{piece}" for n, piece in enumerate(pieces[1:], start=1)]
     lines.append("".join(pieces).strip())
     lines += [f"{letter}. {option}" for letter, option in (question.choices or {}).items()]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Boxes with labels: the annotation type `boxes`, as text and drawn.
 
-Rows hold COCO's XYWH in pixels of the EXIF-upright picture; inside, boxes are XYXY.
+Rows hold COCO's XYWH in pixels of the EXIF-upright image; inside, boxes are XYXY.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from .drawing import draw_boxes
 from .parsing import describe_by_image, entries, image_index, numbers
 
 EDGE_TOLERANCE = 0.5
-"""Pixels by which a box may leave the picture and is clipped: rounding of other tools."""
+"""Pixels by which a box may leave the image and is clipped: rounding of other tools."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,28 +22,28 @@ class Box:
     """One labelled box."""
 
     xyxy: tuple[float, float, float, float]
-    """Left, top, right, bottom in pixels of the loaded picture."""
+    """Left, top, right, bottom in pixels of the loaded image."""
     label: str = ""
     image: int = 0
-    """Which picture of the row, counted from 0."""
+    """Which image of the row, counted from 0."""
 
 
 class Boxes:
     """Labelled boxes: `[{"bbox": [x, y, w, h], "label": str, "image": int}]`."""
 
     def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> tuple[Box, ...]:
-        """Checked boxes; ValueError for a box without area, outside its picture or not finite."""
+        """Checked boxes; ValueError for a box without area, outside its image or not finite."""
         return tuple(_parse_box(index, entry, sizes) for index, entry in enumerate(entries(raw)))
 
     def describe(self, value: Sequence[Box], frame: Frame) -> str:
-        """`[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}]`, one line `image N: [...]` per picture
+        """`[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}]`, one line `image N: [...]` per image
         when there are several."""
         return describe_by_image(
             [(box.image, _as_json(box, frame.image(box.image))) for box in value], frame
         )
 
     def draw(self, images: Sequence[Image.Image], value: Sequence[Box]) -> list[Image.Image]:
-        """Copies of the pictures with the boxes and labels on them."""
+        """Copies of the images with the boxes and labels on them."""
         drawn = []
         for index, image in enumerate(images):
             boxes = [box for box in value if box.image == index]

@@ -1,8 +1,8 @@
-"""Marks on copies of pictures, in colours that colour-blind people tell apart.
+"""Marks on copies of images, in colours that colour-blind people tell apart.
 
 Strokes are torchvision's, with a dark or light edge so that they stand out on any ground; labels
 are set here, because torchvision writes them inside the box, over the very thing that it shows.
-Sizes follow the picture's shorter side, so that marks are legible at 256 and at 4,096 pixels.
+Sizes follow the image's shorter side, so that marks are legible at 256 and at 4,096 pixels.
 """
 
 import math
@@ -26,7 +26,7 @@ TINT = 0.45
 MIN_FONT_PX = 9
 
 Box = Sequence[float]
-"""XYXY in pixels of the picture."""
+"""XYXY in pixels of the image."""
 
 
 def colours_of(labels: Sequence[str]) -> list[str]:
@@ -36,17 +36,17 @@ def colours_of(labels: Sequence[str]) -> list[str]:
 
 
 def stroke_px(size: tuple[int, int]) -> int:
-    """Line width for a picture of that size, at least 1."""
+    """Line width for an image of that size, at least 1."""
     return max(1, math.ceil(min(size) * STROKE_SHARE))
 
 
 def font_px(size: tuple[int, int]) -> int:
-    """Font size for a picture of that size."""
+    """Font size for an image of that size."""
     return max(MIN_FONT_PX, round(min(size) * FONT_SHARE))
 
 
 def draw_boxes(image: Image.Image, xyxy: Sequence[Box], labels: Sequence[str]) -> Image.Image:
-    """A copy of the picture with boxes and their labels."""
+    """A copy of the image with boxes and their labels."""
     if not xyxy:
         return image.copy()
     colours, width = colours_of(labels), stroke_px(image.size)
@@ -65,7 +65,7 @@ def draw_boxes(image: Image.Image, xyxy: Sequence[Box], labels: Sequence[str]) -
 def draw_dots(
     image: Image.Image, xy: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> Image.Image:
-    """A copy of the picture with a ringed dot and label per point."""
+    """A copy of the image with a ringed dot and label per point."""
     if not xy:
         return image.copy()
     colours, radius = colours_of(labels), 2 * stroke_px(image.size)
@@ -82,7 +82,7 @@ def draw_dots(
 def draw_masks(
     image: Image.Image, areas: Sequence[np.ndarray], around: Sequence[Box], labels: Sequence[str]
 ) -> Image.Image:
-    """A copy of the picture with tinted, outlined areas and their labels.
+    """A copy of the image with tinted, outlined areas and their labels.
 
     Args:
         areas: bool [height, width] each.
@@ -100,7 +100,7 @@ def draw_masks(
 def draw_numbers(
     image: Image.Image, centres: Sequence[Sequence[float]], numbers: Sequence[int]
 ) -> Image.Image:
-    """A copy of the picture with each number on a dark patch on its centre, or close by."""
+    """A copy of the image with each number on a dark patch on its centre, or close by."""
     numbered, used = image.copy(), np.zeros((0, 4))
     for (x, y), number in zip(centres, numbers, strict=True):
         width, height = _patch_size(image, str(number))
@@ -150,7 +150,7 @@ def _free_spot(
     size: tuple[int, int],
     used: np.ndarray,
 ) -> tuple[float, float, float, float]:
-    """XYXY of the first spot, moved into the picture, that hides least of `used` [n, 4]."""
+    """XYXY of the first spot, moved into the image, that hides least of `used` [n, 4]."""
     best, least = (0.0, 0.0, 0.0, 0.0), float("inf")
     for wanted in spots:
         x, y = (

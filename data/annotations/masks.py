@@ -17,12 +17,12 @@ class Mask:
     """One labelled area."""
 
     area: np.ndarray
-    """bool [height, width] of the loaded picture."""
+    """bool [height, width] of the loaded image."""
     polygon: tuple[float, ...] | None = None
     """x, y, x, y, ... in pixels, where the row gave a single polygon."""
     label: str = ""
     image: int = 0
-    """Which picture of the row, counted from 0."""
+    """Which image of the row, counted from 0."""
 
 
 class Masks:
@@ -33,7 +33,7 @@ class Masks:
     """
 
     def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> tuple[Mask, ...]:
-        """Checked masks; ValueError for an empty one, or one of another size than its picture."""
+        """Checked masks; ValueError for an empty one, or one of another size than its image."""
         return tuple(_parse_mask(index, entry, sizes) for index, entry in enumerate(entries(raw)))
 
     def describe(self, value: Sequence[Mask], frame: Frame) -> str:
@@ -43,7 +43,7 @@ class Masks:
         )
 
     def draw(self, images: Sequence[Image.Image], value: Sequence[Mask]) -> list[Image.Image]:
-        """Copies of the pictures with tinted areas and their labels."""
+        """Copies of the images with tinted areas and their labels."""
         drawn = []
         for index, image in enumerate(images):
             masks = [mask for mask in value if mask.image == index]
@@ -146,7 +146,7 @@ def _from_runs(where: str, raw: Mapping[str, Any], size: tuple[int, int]) -> np.
     given = raw.get("size")
     if not isinstance(given, Sequence) or tuple(given) != size:
         raise ValueError(
-            f"{where}.size must be the picture's [height, width] {list(size)}, got {given}"
+            f"{where}.size must be the image's [height, width] {list(size)}, got {given}"
         )
     counts = raw.get("counts")
     is_list = isinstance(counts, list | tuple) and all(type(length) is int for length in counts)
@@ -155,7 +155,7 @@ def _from_runs(where: str, raw: Mapping[str, Any], size: tuple[int, int]) -> np.
     try:
         return decode_runs(counts, size)
     except ValueError as error:
-        raise ValueError(f"{where}.counts: {error}, they must be this picture's") from error
+        raise ValueError(f"{where}.counts: {error}, they must be this image's") from error
 
 
 def _polygon(where: str, path: Any, image: int, sizes: Sequence[tuple[int, int]]) -> list[float]:

@@ -26,7 +26,7 @@ def entries(raw: Any) -> list[Mapping[str, Any]]:
 
 
 def image_index(where: str, entry: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> int:
-    """The entry's picture, 0 when it names none; ValueError for one the row does not have."""
+    """The entry's image, 0 when it names none; ValueError for one the row does not have."""
     index = entry.get("image") or 0
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(sizes):
         raise ValueError(f"{where} names image {index!r}, but the row has {len(sizes)} images")
@@ -51,7 +51,7 @@ def numbers(where: str, values: Any, count: int) -> list[float]:
 def check_inside(
     where: str, xy: Sequence[float], image: int, sizes: Sequence[tuple[int, int]]
 ) -> None:
-    """ValueError for x, y, x, y, ... that leave the picture."""
+    """ValueError for x, y, x, y, ... that leave the image."""
     width, height = sizes[image]
     for x, y in zip(xy[::2], xy[1::2], strict=True):
         if not (0 <= x <= width and 0 <= y <= height):
@@ -61,7 +61,7 @@ def check_inside(
 
 
 def describe_by_image(items: Sequence[tuple[int, Any]], frame: Frame) -> str:
-    """(picture, JSON value) pairs as one JSON list, or one `image N: [...]` line per picture."""
+    """(image, JSON value) pairs as one JSON list, or one `image N: [...]` line per image."""
     if not items:
         return ""
     if not frame.rest:

@@ -16,21 +16,21 @@ class Point:
     """One labelled point."""
 
     xy: tuple[float, float]
-    """Pixels of the loaded picture."""
+    """Pixels of the loaded image."""
     label: str = ""
     image: int = 0
-    """Which picture of the row, counted from 0."""
+    """Which image of the row, counted from 0."""
 
 
 class Points:
     """Labelled points: `[{"point": [x, y], "label": str, "image": int}]`."""
 
     def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> tuple[Point, ...]:
-        """Checked points; ValueError for one outside its picture or not finite."""
+        """Checked points; ValueError for one outside its image or not finite."""
         return tuple(_parse_point(index, entry, sizes) for index, entry in enumerate(entries(raw)))
 
     def describe(self, value: Sequence[Point], frame: Frame) -> str:
-        """`[{"point_2d": [x, y], "label": "..."}]`, per picture as boxes are."""
+        """`[{"point_2d": [x, y], "label": "..."}]`, per image as boxes are."""
         return describe_by_image(
             [
                 (
@@ -46,7 +46,7 @@ class Points:
         )
 
     def draw(self, images: Sequence[Image.Image], value: Sequence[Point]) -> list[Image.Image]:
-        """Copies of the pictures with a dot and label per point."""
+        """Copies of the images with a dot and label per point."""
         drawn = []
         for index, image in enumerate(images):
             points = [point for point in value if point.image == index]

@@ -17,7 +17,7 @@ CROP_SIDE = 448
 
 
 class Crops:
-    """Enlarged regions as further pictures after the row's own; rows as for `boxes`."""
+    """Enlarged regions as further images after the row's own; rows as for `boxes`."""
 
     def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> tuple[Box, ...]:
         """As `Boxes.parse`."""
@@ -33,7 +33,7 @@ class Crops:
         return "\n".join(lines)
 
     def draw(self, images: Sequence[Image.Image], value: Sequence[Box]) -> list[Image.Image]:
-        """Copies of the pictures, then one crop per region."""
+        """Copies of the images, then one crop per region."""
         return [*(image.copy() for image in images), *(_crop(images[b.image], b) for b in value)]
 
 
@@ -45,11 +45,11 @@ class Marks:
         return Boxes().parse(raw, sizes)
 
     def describe(self, value: Sequence[Box], frame: Frame) -> str:
-        """A line `N: LABEL` per region, numbered over all pictures."""
+        """A line `N: LABEL` per region, numbered over all images."""
         return "\n".join(f"{n}: {box.label or 'region'}" for n, box in enumerate(value, start=1))
 
     def draw(self, images: Sequence[Image.Image], value: Sequence[Box]) -> list[Image.Image]:
-        """Copies of the pictures with the number in the middle of each region."""
+        """Copies of the images with the number in the middle of each region."""
         drawn = []
         for index, image in enumerate(images):
             marks = [(n, b.xyxy) for n, b in enumerate(value, start=1) if b.image == index]
@@ -59,7 +59,7 @@ class Marks:
 
 
 class Ocr:
-    """Words in the picture and where: `[{"text": str, "bbox": [x, y, w, h], "image": int}]`."""
+    """Words in the image and where: `[{"text": str, "bbox": [x, y, w, h], "image": int}]`."""
 
     def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> tuple[Box, ...]:
         """Boxes whose label is the text; ValueError for an empty text, or as `Boxes.parse`."""
@@ -84,7 +84,7 @@ class Ocr:
         )
 
     def draw(self, images: Sequence[Image.Image], value: Sequence[Box]) -> list[Image.Image]:
-        """Copies of the pictures with a box around each text, which itself is not repeated."""
+        """Copies of the images with a box around each text, which itself is not repeated."""
         return [
             draw_boxes(image, places, [""] * len(places))
             for index, image in enumerate(images)

@@ -1,6 +1,6 @@
 """The annotation types: what the teacher may see and the student may not, one class per kind.
 
-A type has `parse` and `describe`; one that can mark pictures also has `draw`; one whose value may
+A type has `parse` and `describe`; one that can mark images also has `draw`; one whose value may
 give the answer away also has `check`. To add a type, write such a class and either add it to
 `TYPES`, call `register`, or name an instance under the entry-point group `dopd_vlm.annotations`.
 """
@@ -34,7 +34,7 @@ class AnnotationType(Protocol):
 
         Args:
             raw: what the row holds under this type's name.
-            sizes: (width, height) in pixels of each loaded picture of the row.
+            sizes: (width, height) in pixels of each loaded image of the row.
 
         Raises:
             ValueError: when `raw` does not fit; the caller adds the row's uid and file.
@@ -48,10 +48,10 @@ class AnnotationType(Protocol):
 
 @runtime_checkable
 class DrawnType(AnnotationType, Protocol):
-    """A type that can also be shown in the pictures."""
+    """A type that can also be shown in the images."""
 
     def draw(self, images: Sequence[Image.Image], value: Any) -> Sequence[Image.Image]:
-        """New pictures with the value drawn; the given ones stay untouched; may add pictures."""
+        """New images with the value drawn; the given ones stay untouched; may add images."""
         ...
 
 

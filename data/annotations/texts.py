@@ -9,7 +9,7 @@ from .disclosure import ENUMERATION, disclosed
 
 
 class Captions:
-    """Captions of the pictures: a string or a list of strings, one line each."""
+    """Captions of the images: a string or a list of strings, one line each."""
 
     def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
         """The non-empty lines; ValueError for anything but strings."""

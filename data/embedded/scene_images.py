@@ -1,6 +1,6 @@
-"""Pictures of the embedded scenes: where things lie, and what of each can be seen.
+"""Images of the embedded scenes: where things lie, and what of each can be seen.
 
-Places are in pixels of the picture, x right, y down. Later items lie over earlier ones.
+Places are in pixels of the image, x right, y down. Later items lie over earlier ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from .sprites import OPAQUE, Look, Sprite, cutout, photo
 
 SIZE = (320, 256)
-"""Width and height of every picture: multiples of Qwen3-VL's 32 pixels per token."""
+"""Width and height of every image: multiples of Qwen3-VL's 32 pixels per token."""
 BORDER = 3
 LARGEST_OVERLAP = 0.12
 """Share of the smaller of two boxes that the other may cover."""
@@ -23,7 +23,7 @@ SHADOW_SHIFT, SHADOW_BLUR, SHADOW_SHARE = (3, 4), 4, 0.45
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """How many things a split's pictures hold, and how large they and their labels are."""
+    """How many things a split's images hold, and how large they and their labels are."""
 
     num: tuple[int, int]
     side: tuple[int, int]
@@ -41,7 +41,7 @@ CROWDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A thing in the picture, perhaps with a label tied to it."""
+    """A thing in the image, perhaps with a label tied to it."""
 
     look: Look
     left: int = 0
@@ -105,7 +105,7 @@ def placed(
     items: Sequence[Item],
     fits: Callable[[Sequence[Item]], bool],
 ) -> tuple[Item, ...]:
-    """The items at random places inside the picture, hardly over each other, such that `fits`."""
+    """The items at random places inside the image, hardly over each other, such that `fits`."""
     while True:
         found = _placed_once(generator, items)
         if found is not None and fits(found):
@@ -115,26 +115,26 @@ def placed(
 def render(
     generator: np.random.Generator, background: str, items: Sequence[Item]
 ) -> tuple[Image.Image, np.ndarray]:
-    """The picture, RGB, and bool [items, height, width]: the pixels of each that can be seen.
+    """The image, RGB, and bool [items, height, width]: the pixels of each that can be seen.
 
     Labels hide what is under them.
     """
-    picture = _window(generator, background)
-    picture.paste("black", mask=_shadow(items))
+    image = _window(generator, background)
+    image.paste("black", mask=_shadow(items))
     masks = np.zeros((len(items), SIZE[1], SIZE[0]), dtype=bool)
     for index, item in enumerate(items):
         sprite = cutout(item.look)
-        picture.paste(sprite, (item.left, item.top), sprite)
+        image.paste(sprite, (item.left, item.top), sprite)
         left, top, right, bottom = item.box
         opaque = np.asarray(sprite.getchannel("A")) > OPAQUE
         masks[:index, top:bottom, left:right] &= ~opaque
         masks[index, top:bottom, left:right] = opaque
     for item in items:
         if item.tag:
-            _draw_tag(picture, item)
+            _draw_tag(image, item)
             left, top, right, bottom = item.tag_box
             masks[:, top:bottom, left:right] = False
-    return picture, masks
+    return image, masks
 
 
 def _placed_once(generator: np.random.Generator, items: Sequence[Item]) -> list[Item] | None:
@@ -152,7 +152,7 @@ def _placed_once(generator: np.random.Generator, items: Sequence[Item]) -> list[
 
 
 def _moved(item: Item, x: float, y: float) -> Item:
-    """The item with its footprint at a place inside the picture, x and y from 0 to 1."""
+    """The item with its footprint at a place inside the image, x and y from 0 to 1."""
     left, top, right, bottom = item.footprint
     room = (SIZE[0] - 2 * BORDER - (right - left), SIZE[1] - 2 * BORDER - (bottom - top))
     shift = (BORDER - left + int(x * room[0]), BORDER - top + int(y * room[1]))
@@ -170,7 +170,7 @@ def _overlap(one: Sequence[int], other: Sequence[int]) -> float:
 
 
 def _window(generator: np.random.Generator, background: str) -> Image.Image:
-    """A random part of the photograph, perhaps mirrored, at the size of the picture."""
+    """A random part of the photograph, perhaps mirrored, at the size of the image."""
     source = photo(background)
     largest = min(source.width / SIZE[0], source.height / SIZE[1])
     scale = largest * generator.uniform(0.65, 1.0)
@@ -200,9 +200,9 @@ def _tag_size(text: str, tag_px: int) -> tuple[int, int]:
     return round(0.9 * tag_px * len(text)) + 4, tag_px + 3
 
 
-def _draw_tag(picture: Image.Image, item: Item) -> None:
+def _draw_tag(image: Image.Image, item: Item) -> None:
     left, top, right, bottom = item.tag_box
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     pen.rectangle((left, top, right - 1, bottom - 1), fill="#FFFDF2", outline="#444444")
     font = ImageFont.load_default(size=item.tag_px)
     middle = ((left + right) / 2, (top + bottom) / 2)

@@ -1,6 +1,6 @@
 """The embedded scenes: things on photographs, closer to life than shapes on a grid.
 
-A row is a function of (split, seed, index); its picture is composed when the row is asked for.
+A row is a function of (split, seed, index); its image is composed when the row is asked for.
 Splits: `train`; `test` has other sprites and other photographs; `shifted` has these too, and
 more and smaller things.
 """
@@ -52,19 +52,19 @@ def rows(split: str, num: int, seed: int = 0) -> SceneRows:
 
 
 def puzzle_of(split: str, seed: int, index: int) -> Puzzle:
-    """The things and the question of a row, without its picture."""
+    """The things and the question of a row, without its image."""
     return make_puzzle(np.random.default_rng(_stream(split, seed, index)), split, index)
 
 
 def make_row(split: str, seed: int, index: int) -> Row:
-    """One row, its picture as a PIL image in memory."""
+    """One row, its image as a PIL image in memory."""
     puzzle = puzzle_of(split, seed, index)
     generator = np.random.default_rng([*_stream(split, seed, index), 1])
     background = str(generator.choice(photos(split)))
-    picture, masks = render(generator, background, puzzle.items)
+    image, masks = render(generator, background, puzzle.items)
     return {
         "uid": f"scenes-{split}-{seed}-{index:06d}",
-        "images": [picture],
+        "images": [image],
         "question": puzzle.question,
         "answer": puzzle.answer,
         "answer_type": "choice" if puzzle.choices else "number",
@@ -165,7 +165,7 @@ def _direction(offset: tuple[float, float]) -> str:
 
 
 def _solution(puzzle: Puzzle, asked: Sequence[tuple[Item, np.ndarray]]) -> list[str]:
-    """The hints carried out: where things are in percent of the picture, then the answer."""
+    """The hints carried out: where things are in percent of the image, then the answer."""
     steps = []
     for item, mask in asked:
         left, top, right, bottom = bounds(mask)

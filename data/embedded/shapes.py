@@ -1,7 +1,7 @@
-"""The embedded picture set: coloured shapes on a grid, with exact boxes, captions and hints.
+"""The embedded image set: coloured shapes on a grid, with exact boxes, captions and hints.
 
 A row is a function of (split, seed, index), so any number of training rows costs no disk and the
-first N never depend on how many follow. Pictures have one cell of 16 x 16 pixels per object.
+first N never depend on how many follow. Images have one cell of 16 x 16 pixels per object.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ HELD_OUT = (("red", "cross"), ("green", "square"), ("blue", "triangle"), ("yello
 """Colour and shape pairs that only the split `shifted` has."""
 SPLITS = ("train", "test", "shifted")
 TARGET_DIM = 0.9
-"""Dimness of the rows that students are distilled and tested on; 0 is a clean picture."""
+"""Dimness of the rows that students are distilled and tested on; 0 is a clean image."""
 DARKENING = (0.25, 0.5)
 """Range of the share of light that is missing at dimness 1."""
 NOISE_STD = 43.0
@@ -35,7 +35,7 @@ LEVELS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One object: its looks, and its place in pixels of the picture."""
+    """One object: its looks, and its place in pixels of the image."""
 
     colour: str
     shape: str
@@ -59,14 +59,14 @@ class Scene:
 
 
 def rows(split: str, num: int, seed: int = 0, *, dim: float = TARGET_DIM) -> list[dict[str, Any]]:
-    """`num` rows of a split, pictures as PIL images in memory.
+    """`num` rows of a split, images as PIL images in memory.
 
     Args:
         split: `train` and `test` have 2 x 2 cells and no pair of `HELD_OUT`; `shifted` has 3 x 2
             cells and at least one such pair. No two splits share a random stream.
         num: number of rows.
         seed: another seed gives other rows.
-        dim: how dark and noisy the pictures are, see `render`.
+        dim: how dark and noisy the images are, see `render`.
 
     Raises:
         ValueError: unknown split.
@@ -76,7 +76,7 @@ def rows(split: str, num: int, seed: int = 0, *, dim: float = TARGET_DIM) -> lis
     return [_row(split, seed, index, dim) for index in range(num)]
 
 
-def make_row(scene: Scene, picture: Image.Image, uid: str, split: str, seed: int) -> dict[str, Any]:
+def make_row(scene: Scene, image: Image.Image, uid: str, split: str, seed: int) -> dict[str, Any]:
     """The row of a scene: its question, exact boxes, captions and hints."""
     boxes = [
         {"bbox": list(box_of(thing)), "label": f"{thing.colour} {thing.shape}", "image": 0}
@@ -85,7 +85,7 @@ def make_row(scene: Scene, picture: Image.Image, uid: str, split: str, seed: int
     meta = {"source": "embedded:shapes", "licence": "Apache-2.0", "split": split, "seed": seed}
     return {
         "uid": uid,
-        "images": [picture],
+        "images": [image],
         "question": f"how many {scene.asked} objects?",
         "answer": str(scene.count),
         "answer_type": "number",
@@ -179,9 +179,9 @@ def seen_pairs() -> list[tuple[str, str]]:
 
 
 def render(scene: Scene, generator: np.random.Generator, dim: float) -> Image.Image:
-    """The picture of a scene, RGB, `CELL` pixels per cell, as a poor camera takes it in dim light.
+    """The image of a scene, RGB, `CELL` pixels per cell, as a poor camera takes it in dim light.
 
-    pixel = clean x (1 - dim u) + dim NOISE_STD n, with u ~ U(DARKENING) per picture, n ~ N(0, 1).
+    pixel = clean x (1 - dim u) + dim NOISE_STD n, with u ~ U(DARKENING) per image, n ~ N(0, 1).
     At dim 0 an object's pixels have exactly its colour and no other pixel has.
     """
     pixels = np.full((2 * CELL, scene.columns * CELL, 3), 235.0)
@@ -202,8 +202,8 @@ def _row(split: str, seed: int, index: int, dim: float) -> dict[str, Any]:
         scene = make_scene(generator, columns=3, need=HELD_OUT)
     else:
         scene = make_scene(generator, pairs=seen_pairs())
-    picture = render(scene, generator, dim)
-    return make_row(scene, picture, f"shapes-{split}-{seed}-{index:06d}", split, seed)
+    image = render(scene, generator, dim)
+    return make_row(scene, image, f"shapes-{split}-{seed}-{index:06d}", split, seed)
 
 
 def _draw(generator: np.random.Generator, pairs: Sequence[tuple[str, str]]) -> tuple[str, str]:

@@ -37,7 +37,7 @@ class Sprite:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How a sprite looks in a picture."""
+    """How a sprite looks in an image."""
 
     sprite: Sprite
     side: int

@@ -17,7 +17,7 @@ ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assi
 def from_llava(source: Path, question: str) -> Iterator[Row]:
     """A row per question of a LLaVA or ShareGPT file; earlier turns become the history.
 
-    Placeholders move to the row's last user turn, the only one that may hold pictures.
+    Placeholders move to the row's last user turn, the only one that may hold images.
     """
     for index, entry in enumerate(_list_of(source)):
         images = entry.get("image") or entry.get("images") or []
@@ -103,12 +103,12 @@ def _swift_boxes(row: Row) -> list[dict[str, Any]]:
     refs, boxes = objects.get("ref") or [], objects.get("bbox") or []
     if boxes and objects.get("bbox_type", "real") not in ("real", None):
         raise ValueError(f"row {row['uid']!r}: bbox_type {objects['bbox_type']!r}; need 'real'")
-    pictures = objects.get("image_id") or [0] * len(boxes)
+    images = objects.get("image_id") or [0] * len(boxes)
     return [
         {
             "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
             "label": refs[number] if number < len(refs) else "",
-            "image": pictures[number],
+            "image": images[number],
         }
         for number, box in enumerate(boxes)
     ]

@@ -1,4 +1,4 @@
-"""Detection and grounding data sets on COCO pictures -> our rows."""
+"""Detection and grounding data sets on COCO images -> our rows."""
 
 import json
 import warnings
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..coords import Frame, encode
-from ..images import load_picture
+from ..images import load_image
 from ..rows import Row, read_rows
 from ..sources.jsonl import read_json
 
 REFER_QUESTION = (
     "Locate {expression}. Answer with its box as [x1, y1, x2, y2], integers from 0 to 1000 "
-    "relative to the width and height of the picture."
+    "relative to the width and height of the image."
 )
 UNPICKLE = (
     "import json, pickle; json.dump(pickle.load(open('refs(unc).p', 'rb')), open('refs.json', 'w'))"
@@ -22,7 +22,7 @@ UNPICKLE = (
 
 
 def from_coco(source: Path, question: str) -> Iterator[Row]:
-    """A row per picture of COCO files, with its boxes, masks and captions.
+    """A row per image of COCO files, with its boxes, masks and captions.
 
     COCO asks nothing, so the question is the default one; its answer is the first caption. `source`
     is a file, or a folder whose files are taken together: instances and captions of one split.
@@ -49,7 +49,7 @@ def from_coco(source: Path, question: str) -> Iterator[Row]:
                  for kind in ("boxes", "captions", "crowds"))  # fmt: skip
     if strays:
         warnings.warn(
-            f"{source}: {strays} annotations of unlisted pictures are left out", stacklevel=2
+            f"{source}: {strays} annotations of unlisted images are left out", stacklevel=2
         )
     for name, image in images.items():
         kinds = {kind: list(values) for kind, values in found[name].items()}
@@ -65,7 +65,7 @@ def from_coco(source: Path, question: str) -> Iterator[Row]:
 
 
 def _images(entries: Sequence[Mapping[str, Any]]) -> dict[Any, Mapping[str, Any]]:
-    """The pictures by id; ValueError for an id of two files, whose annotations cannot be told apart."""
+    """The images by id; ValueError for an id of two files, whose annotations cannot be told apart."""
     found: dict[Any, Mapping[str, Any]] = {}
     for entry in entries:
         first = found.setdefault(entry["id"], entry)
@@ -120,12 +120,12 @@ def _tabled(source: Path) -> Iterator[dict[str, Any]]:
         if "sentences" in row:
             yield _with_sentences(row)
         else:
-            picture = row["images"][0]
+            image = row["images"][0]
             mask = [float(number) for number in row.get("segmentation") or []]
             yield {
                 "uid": str(row.get("question_id") or row["uid"]),
-                "image": picture,
-                "size": load_picture(picture).size,
+                "image": image,
+                "size": load_image(image).size,
                 "box": tuple(row["bbox"]),
                 "mask": [mask] if mask else None,
                 "expressions": _distinct(row["answer"]),

@@ -1,4 +1,4 @@
-"""Rows -> other projects' rows, and a Parquet file that holds its pictures.
+"""Rows -> other projects' rows, and a Parquet file that holds its images.
 
 What only the teacher may see goes where the other project keeps such things, or is left out.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 from dopd_vlm.prompts import PromptTemplate, build_prompts
 from dopd_vlm.types import Message, Sample
 
-from ..images import load_picture
+from ..images import load_image
 from ..rows import Row
 from ..views import (
     AnnotationChoice,
@@ -29,9 +29,9 @@ from ..views import (
 )
 
 JSON_COLUMNS = ("annotations", "choices", "meta", "messages")
-PICTURES = ("images", "teacher_images", "bbox_images")
+IMAGES = ("images", "teacher_images", "bbox_images")
 ROW_GROUP = 100
-"""Rows read at once when one is asked for; `datasets` has the same number for picture sets."""
+"""Rows read at once when one is asked for; `datasets` has the same number for image sets."""
 
 
 def to_trl(sample: Sample, template: PromptTemplate | None = None) -> Row:
@@ -40,7 +40,7 @@ def to_trl(sample: Sample, template: PromptTemplate | None = None) -> Row:
     `prompt` is the plain turn, `privileged_context` the teacher's text; drawn forms have no place.
     """
     return {
-        "prompt": _in_blocks(_without_pictures(build_prompts(sample, template).plain)),
+        "prompt": _in_blocks(_without_images(build_prompts(sample, template).plain)),
         "images": list(sample.plain.images),
         "answer": sample.answer,
         "privileged_context": sample.privileged.context,
@@ -48,8 +48,8 @@ def to_trl(sample: Sample, template: PromptTemplate | None = None) -> Row:
 
 
 def to_verl(sample: Sample, template: PromptTemplate | None = None) -> Row:
-    """A row as verl's Parquet has it; `bbox_images` are the teacher's pictures, as Vision-OPD's."""
-    turns = _without_pictures(build_prompts(sample, template).plain)
+    """A row as verl's Parquet has it; `bbox_images` are the teacher's images, as Vision-OPD's."""
+    turns = _without_images(build_prompts(sample, template).plain)
     return {
         "data_source": str(sample.source.get("source", "dopd_vlm")),
         "prompt": [{**turn, "content": _flat(turn["content"])} for turn in turns],
@@ -61,13 +61,13 @@ def to_verl(sample: Sample, template: PromptTemplate | None = None) -> Row:
 
 
 def with_bytes(row: Mapping[str, Any]) -> Row:
-    """The row with its pictures as upright PNG bytes, without `origin`.
+    """The row with its images as upright PNG bytes, without `origin`.
 
     Columns that hold other keys from row to row (annotations, choices, meta, messages) become JSON
     text, as a Parquet column has one type; `read_rows` and `make_sample` take it so.
 
     Raises:
-        ValueError: a picture that cannot be loaded; a row with videos, which are not embedded.
+        ValueError: an image that cannot be loaded; a row with videos, which are not embedded.
     """
     if row.get("videos"):
         raise ValueError("rows with videos have no Parquet form: keep them in a folder")
@@ -78,7 +78,7 @@ def with_bytes(row: Mapping[str, Any]) -> Row:
             made[field] = json.dumps(made[field], ensure_ascii=False)
     for field in ("images", "teacher_images"):
         if row.get(field) is not None:
-            made[field] = [_embedded(load_picture(source, root=root)) for source in row[field]]
+            made[field] = [_embedded(load_image(source, root=root)) for source in row[field]]
     return made
 
 
@@ -118,10 +118,10 @@ def export(
 
 
 def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
-    """Writes rows of plain values and picture bytes to one Parquet file; how many.
+    """Writes rows of plain values and image bytes to one Parquet file; how many.
 
     Rows are taken a hundred at a time, so there may be more than fit into memory, and each hundred
-    is a row group, so that training reads them by position. Picture columns carry the `datasets`
+    is a row group, so that training reads them by position. Image columns carry the `datasets`
     feature Image, which the hub shows.
 
     Raises:
@@ -158,11 +158,11 @@ def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
 
 
 def _features(found: Any) -> Any:
-    """The features with picture columns as such."""
+    """The features with image columns as such."""
     import datasets
 
-    pictures = {name: datasets.List(datasets.Image()) for name in PICTURES if name in found}
-    return datasets.Features({**found, **pictures})
+    images = {name: datasets.List(datasets.Image()) for name in IMAGES if name in found}
+    return datasets.Features({**found, **images})
 
 
 def _check_types(found: Mapping[str, Any], features: Mapping[str, Any]) -> None:
@@ -194,8 +194,8 @@ def _embedded(image: Image.Image) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _without_pictures(messages: list[Message]) -> list[Message]:
-    """The turns with bare image blocks, as the pictures travel in a column of their own."""
+def _without_images(messages: list[Message]) -> list[Message]:
+    """The turns with bare image blocks, as the images travel in a column of their own."""
     turns = []
     for message in messages:
         content = message["content"]
@@ -228,4 +228,4 @@ EXPORTERS: dict[str, Callable[[Mapping[str, Any], Sample], Row]] = {
     "trl": lambda row, sample: to_trl(sample),
     "verl": lambda row, sample: to_verl(sample),
 }
-"""Our own rows with their pictures inside, and those of other trainers."""
+"""Our own rows with their images inside, and those of other trainers."""

@@ -1,4 +1,4 @@
-"""Rows and their pictures into a folder that `read_rows` reads."""
+"""Rows and their images into a folder that `read_rows` reads."""
 
 import io
 import json
@@ -10,24 +10,24 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..images import load_picture, picture_path
+from ..images import image_path, load_image
 from ..rows import METADATA, Row
 
 KEPT_FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 ORIENTATION = 0x0112
-PICTURE_COLUMNS = ("images", "teacher_images")
+IMAGE_COLUMNS = ("images", "teacher_images")
 
 
 def write_rows(
     rows: Iterable[Mapping[str, Any]], out: Path, *, root: Path | None
 ) -> tuple[int, list[dict[str, str]]]:
-    """Writes `out/metadata.jsonl` and the rows' pictures under `out/images`.
+    """Writes `out/metadata.jsonl` and the rows' images under `out/images`.
 
     Args:
-        root: folder of the pictures the rows name.
+        root: folder of the images the rows name.
 
     Returns:
-        The number of rows written, and `{"uid", "reason"}` of each row with a picture that cannot
+        The number of rows written, and `{"uid", "reason"}` of each row with an image that cannot
         be loaded; those are left out.
 
     Raises:
@@ -62,43 +62,43 @@ def as_line(row: Mapping[str, Any]) -> str:
 
 
 def with_files(row: Mapping[str, Any], stem: str, out: Path, root: str | Path | None) -> Row:
-    """The row without `origin`, naming pictures that now lie under `out/images`.
+    """The row without `origin`, naming images that now lie under `out/images`.
 
     Raises:
-        ValueError: a picture that cannot be loaded; none of the row's pictures is then left.
+        ValueError: an image that cannot be loaded; none of the row's images is then left.
     """
     made = {key: value for key, value in row.items() if key != "origin"}
-    names = [name for name in PICTURE_COLUMNS if row.get(name) is not None]
+    names = [name for name in IMAGE_COLUMNS if row.get(name) is not None]
     for name in names:
         if not isinstance(row[name], Sequence) or isinstance(row[name], str):
-            raise ValueError(f"{name} must be a list of pictures, got {type(row[name]).__name__}")
+            raise ValueError(f"{name} must be a list of images, got {type(row[name]).__name__}")
     loaded = {
-        name: [(source, load_picture(source, root=root)) for source in row[name]] for name in names
+        name: [(source, load_image(source, root=root)) for source in row[name]] for name in names
     }
     if row.get("videos") is not None:
         made["videos"] = [
             _store_video(source, out, f"images/{stem}-videos-{index}", root)
             for index, source in enumerate(row["videos"])
         ]
-    for name, pictures in loaded.items():
+    for name, images in loaded.items():
         made[name] = [
-            store_picture(source, picture, out, f"images/{stem}-{name}-{index}", root)
-            for index, (source, picture) in enumerate(pictures)
+            store_image(source, image, out, f"images/{stem}-{name}-{index}", root)
+            for index, (source, image) in enumerate(images)
         ]
     return made
 
 
-def store_picture(
+def store_image(
     source: Any, loaded: Image.Image, out: Path, stem: str, root: str | Path | None
 ) -> str:
-    """Stores a picture under `out` and returns its name there.
+    """Stores an image under `out` and returns its name there.
 
-    What `load_picture` shows unchanged (upright RGB or grey JPEG, PNG or WebP) is kept as it is:
+    What `load_image` shows unchanged (upright RGB or grey JPEG, PNG or WebP) is kept as it is:
     bytes are written, a file is linked where the file system can and else copied. Anything else
     becomes an RGB PNG.
     """
     data = source.get("bytes") if isinstance(source, Mapping) else None
-    given = io.BytesIO(data) if data is not None else picture_path(source, root)
+    given = io.BytesIO(data) if data is not None else image_path(source, root)
     suffix = None if given is None else _kept_suffix(given)
     if given is None or suffix is None:
         loaded.save(out / f"{stem}.png")
@@ -114,7 +114,7 @@ def store_picture(
 
 def _store_video(source: Any, out: Path, stem: str, root: str | Path | None) -> Any:
     """Stores a video as it is; its entry with the path there."""
-    path = picture_path(source, root, word="video")
+    path = image_path(source, root, word="video")
     if path is None:
         raise ValueError(f"a video must be a path, or an object with a path; got {source!r}")
     name = f"{stem}{path.suffix}"

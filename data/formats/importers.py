@@ -1,6 +1,6 @@
 """Other projects' files -> our rows: one function per format, all in `IMPORTERS`.
 
-Each takes the file or folder and a default question, and yields rows whose pictures are named as
+Each takes the file or folder and a default question, and yields rows whose images are named as
 the file names them. `import_folder` reads one and writes the folder that `read_rows` reads.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..rows import Row, read_rows
-from ..sources.webdataset import PICTURE_SUFFIXES
+from ..sources.webdataset import IMAGE_SUFFIXES
 from .chat import (
     from_llava,
     from_ms_swift,
@@ -20,14 +20,14 @@ from .chat import (
 from .coco import from_coco, from_refcoco
 from .folder import as_line, write_rows
 
-QUESTION = "Describe the picture."
+QUESTION = "Describe the image."
 SKIPPED = "skipped.jsonl"
 
 
 def from_folder(source: Path, question: str) -> Iterator[Row]:
-    """A row per picture below a folder; the answer is the name of the folder it lies in."""
+    """A row per image below a folder; the answer is the name of the folder it lies in."""
     for path in sorted(source.rglob("*")):
-        if path.suffix.lower() in PICTURE_SUFFIXES:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
             name = path.relative_to(source)
             yield {
                 "uid": name.with_suffix("").as_posix().replace("/", "-"),
@@ -77,15 +77,15 @@ def import_folder(
     images: Path | None = None,
     question: str = QUESTION,
 ) -> tuple[int, list[dict[str, str]]]:
-    """Writes the rows of `source` and their pictures to the folder `out`.
+    """Writes the rows of `source` and their images to the folder `out`.
 
     Args:
         kind: a name in `IMPORTERS`.
-        images: folder of the pictures; None is the folder of the source.
+        images: folder of the images; None is the folder of the source.
         question: for formats that ask nothing; `{expression}` is RefCOCO's.
 
     Returns:
-        The number of rows written, and `{"uid", "reason"}` of each row left out because a picture
+        The number of rows written, and `{"uid", "reason"}` of each row left out because an image
         cannot be loaded; these are in `out/skipped.jsonl` too.
 
     Raises:

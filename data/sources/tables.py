@@ -95,7 +95,7 @@ class ParquetTable:
 
 
 class HubTable:
-    """Rows of a `datasets.Dataset`, pictures left as path and bytes."""
+    """Rows of a `datasets.Dataset`, images left as path and bytes."""
 
     def __init__(self, table: Any) -> None:
         # Column by column: casting the whole table would write it anew.
@@ -166,7 +166,7 @@ def _features(schema: pa.Schema) -> Any:
 
 
 def _undecoded(features: Mapping[str, Any]) -> Any:
-    """The features with pictures as path and bytes, which `load_picture` then checks."""
+    """The features with images as path and bytes, which `load_image` then checks."""
     import datasets
 
     made = datasets.Features(features)

@@ -1,7 +1,7 @@
 """WebDataset shards: uncompressed tar files in which files of one base name make one row.
 
 `0001.jpg`, `0001.json` and `0001.txt` are one sample: `json` holds the row's columns (question,
-answer, annotations, ...), files named as pictures are its `images` in the order of their names, and
+answer, annotations, ...), files named as images are its `images` in the order of their names, and
 `txt` and `cls` become the columns of that name. Nothing is ever unpacked to the disk.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_TEXT_BYTES = 16 * 2**20
 TEXT_COLUMNS = ("txt", "cls")
 
@@ -48,20 +48,20 @@ class TarTable:
             ValueError: its `json` is none, or is no object.
         """
         row: dict[str, Any] = {}
-        pictures, texts = [], {}
+        images, texts = [], {}
         key, path = self._key(position), self._paths[self._shards[position]]
         with path.open("rb") as file:
             for index in range(self._firsts[position], self._firsts[position + 1]):
                 suffix = self._suffixes[self._kinds[index]]
                 data = os.pread(file.fileno(), self._sizes[index], self._offsets[index])
                 where = f"{path}: {key}{suffix}"
-                if suffix.endswith(PICTURE_SUFFIXES):
-                    pictures.append((suffix, {"bytes": data, "path": f"{key}{suffix}"}))
+                if suffix.endswith(IMAGE_SUFFIXES):
+                    images.append((suffix, {"bytes": data, "path": f"{key}{suffix}"}))
                 elif suffix == ".json":
                     row = _object(where, data)
                 elif suffix[1:] in TEXT_COLUMNS:
                     texts[suffix[1:]] = _text(where, data).strip()
-        images = [picture for _, picture in sorted(pictures, key=lambda named: named[0])]
+        images = [image for _, image in sorted(images, key=lambda named: named[0])]
         return {"uid": key, **texts, **row, "images": images}
 
     def line(self, position: int) -> int:
@@ -69,7 +69,7 @@ class TarTable:
         return position + 1
 
     def heads(self) -> Iterator[Mapping[str, Any]]:
-        """uid and meta of every row; pictures are not read."""
+        """uid and meta of every row; images are not read."""
         for position in range(len(self)):
             key = self._key(position)
             head = {"uid": key}
@@ -101,7 +101,7 @@ class TarTable:
             if suffix not in kinds:
                 kinds[suffix] = len(self._suffixes)
                 self._suffixes.append(suffix)
-            if member.size > MAX_TEXT_BYTES and not suffix.endswith(PICTURE_SUFFIXES):
+            if member.size > MAX_TEXT_BYTES and not suffix.endswith(IMAGE_SUFFIXES):
                 raise ValueError(f"{path}: {member.name} has {member.size} bytes: no text")
             self._kinds.append(kinds[suffix])
             self._offsets.append(member.offset_data)

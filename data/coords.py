@@ -10,12 +10,13 @@ Inside, places are x right, y down, in pixels of the loaded (EXIF-upright) pictu
 Sources: Qwen2-VL report; QwenLM/Qwen3-VL issues #676 and #1486 and its cookbooks.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+
+from dopd_vlm.errors import unknown
 
 FAMILIES = ("qwen2", "qwen2_5", "qwen3", "norm1", "pixel")
 RELATIVE_STEPS = 1000
@@ -50,10 +51,7 @@ class Frame:
 def check_family(family: str) -> None:
     """Raises ValueError for a name that is not in `FAMILIES`, naming the near ones."""
     if family not in FAMILIES:
-        near = difflib.get_close_matches(family, FAMILIES, n=3, cutoff=0.3) or FAMILIES
-        raise ValueError(
-            f"unknown coords {family!r}; near: {', '.join(near)}; known: {', '.join(FAMILIES)}"
-        )
+        raise unknown("coords", family, FAMILIES)
 
 
 def cell_size(frame: Frame) -> tuple[float, float]:

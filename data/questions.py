@@ -1,6 +1,5 @@
 """What both models are asked: question or messages, choices, system and answer of a row."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
+from dopd_vlm.errors import unknown
 from dopd_vlm.types import Message
 
 PLACEHOLDER = "<image>"
@@ -120,17 +120,12 @@ def _read_choices(raw: Any) -> dict[str, str] | None:
 def _answer_type(raw: Any, answer: str, choices: Mapping[str, str] | None) -> str:
     kind = raw or ("choice" if choices else "text")
     if kind not in ANSWER_TYPES:
-        near = difflib.get_close_matches(str(kind), ANSWER_TYPES, n=1) or ANSWER_TYPES
-        raise ValueError(
-            f"unknown answer_type {kind!r}; near: {', '.join(near)}; "
-            f"known: {', '.join(ANSWER_TYPES)}"
-        )
+        raise unknown("answer_type", kind, ANSWER_TYPES)
     if kind == "choice" and choices is None:
         raise ValueError("answer_type 'choice' needs choices")
     if choices and answer:
         letters = [answer] if answer in choices else answer.replace(",", "").replace(" ", "")
-        unknown = [letter for letter in letters if letter not in choices]
-        if unknown:
+        if any(letter not in choices for letter in letters):
             raise ValueError(f"the answer {answer!r} is not among the choices {', '.join(choices)}")
     return str(kind)
 

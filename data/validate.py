@@ -1,12 +1,12 @@
 """What a data set holds and what is wrong with it, row by row, and a data card that says so."""
 
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dopd_vlm.errors import near
 from dopd_vlm.types import Sample
 
 from .annotations.disclosure import disclosed
@@ -178,8 +178,8 @@ def data_card(report: Report, title: str) -> str:
         lines.append(f"| {words} | {len(uids)} | {', '.join(uids[:3])} |")
     lines.append("")
     for key, count in sorted(report.unknown.items()):
-        near = difflib.get_close_matches(key, type_names(), n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
+        likely = near(key, type_names())
+        hint = f", did you mean {likely[0]}?" if likely else ""
         lines.append(f"- unknown annotation {key!r} in {count} rows{hint}")
     lines += [f"- column {name!r} in {n} rows: {TRAPS[name]}" for name, n in report.traps.items()]
     if report.problems:

@@ -1,6 +1,5 @@
 """A row -> a Sample: the plain view from a whitelist, the privileged one from the annotations."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from dopd_vlm.errors import unknown
 from dopd_vlm.types import Sample, View
 
 from .annotations.registry import CheckedType, DrawnType, annotation_type, forms
@@ -106,11 +106,7 @@ def check_choices(annotations: Sequence[AnnotationChoice]) -> list[tuple[str, st
         name, form = (choice, "text") if isinstance(choice, str) else choice
         known = forms(name)
         if form not in known:
-            near = difflib.get_close_matches(form, known, n=1)
-            raise ValueError(
-                f"annotation type {name!r} has no form {form!r}"
-                f"{f', near: {near[0]}' if near else ''}; it has: {', '.join(known)}"
-            )
+            raise unknown(f"form of annotation type {name!r}:", form, known)
         if name in [other for other, _ in chosen]:
             raise ValueError(f"annotation type {name!r} is chosen twice; use the form 'both'")
         chosen.append((name, form))

@@ -3,7 +3,6 @@
 Defaults are the paper's where it states them (paper section 2) and are marked otherwise.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from dopd_vlm.errors import unknown
 from dopd_vlm.prompts import PromptTemplate
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -315,8 +315,7 @@ def _check_known(tree: dict[str, Any], section: type, prefix: str) -> None:
     known = {field.name: field.type for field in fields(section)}
     for name, value in tree.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)
-            raise ValueError(f"unknown setting {prefix}{name}; did you mean {', '.join(near)}?")
+            raise unknown("setting", f"{prefix}{name}", [f"{prefix}{other}" for other in known])
         inner = known[name]
         if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
             _check_known(value, inner, f"{prefix}{name}.")

@@ -3,11 +3,11 @@
 A method that does not route by gap has the same route in every regime.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dopd_vlm.errors import unknown
 from dopd_vlm.types import Regime, Route, Tail, ViewName
 
 TOP_K = 128
@@ -180,9 +180,7 @@ def method(name: str) -> Method:
         ValueError: unknown name; the message lists the near ones.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise ValueError(f"unknown method {name!r}: {hint}known: {', '.join(METHODS)}")
+        raise unknown("method", name, METHODS)
     return METHODS[name]
 
 

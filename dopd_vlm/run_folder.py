@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from dopd_vlm.jsonl import read_lines
+
 MOST_POINTS = 1000
 """Points of a curve; longer ones are averaged over neighbours."""
 
@@ -95,15 +97,6 @@ def read_run(path: str | Path) -> RunRecord:
         probes=json.loads(probes.read_text(encoding="utf-8")) if probes.exists() else [],
         maps=read_lines(folder / MAPS_FILE),
     )
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; none without the file. A half-written last line is left out."""
-    if not path.exists():
-        return []
-    # Writers end each line with its newline: only what follows the last one can be broken.
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line.strip()]
 
 
 def thinned(series: Series, most: int = MOST_POINTS) -> Series:

@@ -218,8 +218,6 @@ def _complete(
                 store.append([stored(r, fresh[r.key]) for r in missing])
         if progress is not None and bar is not None:
             progress.advance(bar, len(batch))
-    if store is not None:
-        store.close()
     return done
 
 

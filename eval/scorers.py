@@ -1,6 +1,5 @@
 """(completion text, Sample) -> Score, one scorer per answer_type."""
 
-import difflib
 import json
 import math
 import re
@@ -8,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from dopd_vlm.errors import unknown
 from dopd_vlm.types import Sample
 
 from .official.autologi import score_arrangement
@@ -75,11 +75,7 @@ def scorer(answer_type: str, **options: Any) -> Scorer:
         ValueError: unknown answer type, naming the near ones.
     """
     if answer_type not in SCORERS:
-        near = difflib.get_close_matches(answer_type, SCORERS, n=3) or list(SCORERS)
-        raise ValueError(
-            f"unknown answer_type {answer_type!r}; near: {', '.join(near)}; "
-            f"known: {', '.join(SCORERS)}"
-        )
+        raise unknown("answer_type", answer_type, SCORERS)
     chosen = SCORERS[answer_type]
 
     def count(text: str, sample: Sample) -> Score:
@@ -194,7 +190,7 @@ def score_number(
     if gold is None:
         raise ValueError(f"sample {sample.uid!r}: gold {sample.answer!r} holds no number")
     if measure not in MEASURES:
-        raise ValueError(f"unknown measure {measure!r}; known: {', '.join(MEASURES)}")
+        raise unknown("measure", measure, MEASURES)
     found, rule = declared_number(text)
     if found is None:
         return unread(rule)

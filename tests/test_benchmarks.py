@@ -28,13 +28,13 @@ def test_embedded_tasks_name_shipped_rows() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("answr_type: text", "answr_type is unknown; near: answer_type"),
+        ("answr_type: text", "'answr_type'; near: answer_type"),
         ("answer_type: numbr", "near: number"),
-        ("generation: {temperatur: 1}", "generation.temperatur is unknown; near: temperature"),
+        ("generation: {temperatur: 1}", "generation: 'temperatur'; near: temperature"),
         ("generation: {temperature: -1}", "must not be negative"),
         ("prompts: {question: nothing}", "lacks {question}"),
-        ("answer_form: opton", "unknown answer_form 'opton'; near: option"),
-        ("question_form: gird", "unknown question_form 'gird'; near: grid"),
+        ("answer_form: opton", "'opton'; near: option"),
+        ("question_form: gird", "'gird'; near: grid"),
     ],
 )
 def test_a_broken_task_file_says_what_is_wrong(tmp_path: Path, line: str, message: str) -> None:

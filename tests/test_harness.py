@@ -123,12 +123,10 @@ def test_equal_views_have_keys_of_their_own() -> None:
 def test_a_line_cut_by_a_kill_does_not_spoil_the_next(tmp_path: Path) -> None:
     first = SampleStore(tmp_path, "t", "plain", 0)
     first.append([{"key": "a"}, {"key": "b"}])
-    first.close()
     part = tmp_path / "samples_t__plain.part0.jsonl"
     part.write_bytes(part.read_bytes()[:-3])
     second = SampleStore(tmp_path, "t", "plain", 0)
     second.append([{"key": "c"}])
-    second.close()
     assert list(second.finished()) == ["a", "c"]
 
 

@@ -92,7 +92,9 @@ def test_the_score_is_a_mean_of_all_and_share() -> None:
 
 def test_every_check_has_a_case_and_unknown_ones_are_named() -> None:
     assert {name for name, *_ in CASES} == set(CHECKS)
-    with pytest.raises(ValueError, match="'keywords:existance' has no check here; near: keywords"):
+    with pytest.raises(
+        ValueError, match="unknown instruction 'keywords:existance'; near: keywords"
+    ):
         instruction_score("x", ["keywords:existance"], [{}])
     with pytest.raises(ValueError, match="relation 'over' is neither"):
         arguments = {"num_words": 3, "relation": "over"}

@@ -21,7 +21,17 @@ FORBIDDEN = {
     "scripts": (),
 }
 FLOORS = (
-    ("types", "config", "recipe_diff", "prompts", "distributed", "jsonl", "data_uri", "endpoint"),
+    (
+        "types",
+        "config",
+        "recipe_diff",
+        "prompts",
+        "distributed",
+        "jsonl",
+        "errors",
+        "data_uri",
+        "endpoint",
+    ),
     ("methods", "routing", "divergences"),
     ("routed_loss",),
     ("models",),

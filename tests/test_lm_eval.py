@@ -235,7 +235,7 @@ def test_a_stop_text_ends_the_work_too() -> None:
 def test_mistakes_are_named(tmp_path: Path) -> None:
     folder = text_task(tmp_path, [{"question": "a", "answer": "1"}])
     lm = PolicyLM(policy=tiny.text_policy())
-    with pytest.raises(ValueError, match="no task 'local_list'; near: local_lists"):
+    with pytest.raises(ValueError, match="unknown lm-eval task 'local_list'; near: local_lists"):
         run_tasks(lm, ["local_list"], include_path=folder)
     (tmp_path / "local_lists.jsonl").unlink()
     with pytest.raises(ValueError, match="cannot read the data of local_lists"):

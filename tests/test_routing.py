@@ -175,7 +175,7 @@ def test_methods_of_the_paper():
 
 
 def test_unknown_methods_name_the_near_ones():
-    with pytest.raises(ValueError, match=r"unknown method 'dpod': did you mean dopd"):
+    with pytest.raises(ValueError, match=r"unknown method 'dpod'; near: dopd"):
         method("dpod")
 
 

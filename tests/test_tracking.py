@@ -18,7 +18,7 @@ import tiny
 from test_train import make_config
 
 from dopd_vlm.config import read_config
-from dopd_vlm.run_folder import read_lines
+from dopd_vlm.jsonl import read_lines
 from dopd_vlm.tracking import observer, trackers
 from dopd_vlm.tracking.histograms import GAP_BINS, gap_edges, token_counts
 from dopd_vlm.train import train

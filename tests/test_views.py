@@ -245,8 +245,8 @@ def test_too_large_a_picture_is_refused() -> None:
     ("annotations", "message"),
     [
         (["boxs"], "unknown annotation type 'boxs'; near: boxes"),
-        ([("boxes", "drwan")], "no form 'drwan', near: drawn"),
-        ([("captions", "drawn")], "no form 'drawn'; it has: text"),
+        ([("boxes", "drwan")], "'boxes': 'drwan'; near: drawn"),
+        ([("captions", "drawn")], "'captions': 'drawn'; known: text"),
         (["boxes", ("boxes", "drawn")], "chosen twice"),
         ("boxes", "must be a list of names"),
     ],

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vlm.endpoint import Client, Endpoint, GaveUpError, RejectedError, Reply, SetupError
+from dopd_vlm.jsonl import replacing, to_line
 
-from ..formats.folder import as_line, with_files
+from ..formats.folder import with_files
 from ..questions import Question
 from ..rows import METADATA, Row
 from ..views import as_object, uid_of
@@ -99,8 +100,6 @@ def annotate(
         stopped = asyncio.run(run.all_rows())
     except KeyboardInterrupt:
         stopped = "interrupted"
-    finally:
-        replies.close()
     return _write(run, out, stopped)
 
 
@@ -246,8 +245,9 @@ def _settings(task: Task, endpoint: Endpoint) -> dict[str, Any]:
 def _write(run: _Run, out: Path, stopped: str) -> Outcome:
     """Writes the finished rows and the dropped ones, each file in one step."""
     kept, pending, dropped = 0, 0, Counter()
-    rows_part, dropped_part = out / f"{METADATA}.partial", out / f"{DROPPED}.partial"
     with (
+        replacing(out / METADATA) as rows_part,
+        replacing(out / DROPPED) as dropped_part,
         rows_part.open("w", encoding="utf-8") as good,
         dropped_part.open("w", encoding="utf-8") as bad,
     ):
@@ -257,7 +257,7 @@ def _write(run: _Run, out: Path, stopped: str) -> Outcome:
                 try:
                     made = _annotated(row, found, run.endpoint.model)
                     root = row["origin"]["root"]
-                    good.write(as_line(with_files(made, f"{number:07d}", out, root)))
+                    good.write(to_line(with_files(made, f"{number:07d}", out, root)))
                     kept += 1
                     continue
                 except ValueError as error:
@@ -265,10 +265,8 @@ def _write(run: _Run, out: Path, stopped: str) -> Outcome:
             if found is None:
                 pending += 1
                 continue
-            bad.write(as_line({"uid": uid_of(row), **vars(found)}))
+            bad.write(to_line({"uid": uid_of(row), **vars(found)}))
             dropped[found.reason.partition(":")[0]] += 1
-    rows_part.replace(out / METADATA)
-    dropped_part.replace(out / DROPPED)
     return Outcome(
         kept=kept, dropped=dict(dropped), pending=pending, stopped=stopped, progress=run.progress
     )

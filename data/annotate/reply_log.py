@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dopd_vlm.jsonl import append_lines
+
 from ..sources.jsonl import read_lines
 
 Record = dict[str, Any]
@@ -27,25 +29,20 @@ class RepliesFile:
         """
         self._path = path
         self._places: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        whole = _cut_half_line(path)
-        self._file = path.open("ab")
-        if whole:
+        append_lines(path, [])  # cuts what a kill left half-written
+        if path.stat().st_size:
             self._index(settings)
         else:
-            self._append({"settings": dict(settings)})
+            append_lines(path, [{"settings": dict(settings)}])
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Appends a record, which holds its `uid`, and waits until the disk has it."""
-        self._places[record["uid"]].append(self._append(record))
+        self._places[record["uid"]] += append_lines(self._path, [record])
 
     def of(self, uid: str) -> list[Record]:
         """The row's records, oldest first."""
         with self._path.open("rb") as file:
             return [json.loads(os.pread(file.fileno(), n, at)) for at, n in self._places[uid]]
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
 
     def _index(self, settings: Mapping[str, Any]) -> None:
         for offset, number, line in read_lines(self._path):
@@ -63,30 +60,3 @@ class RepliesFile:
                     f"{self._path} holds replies under other settings ({', '.join(changed)}: "
                     f"{[found.get(key) for key in changed]}); choose another --out"
                 )
-
-    def _append(self, record: Mapping[str, Any]) -> tuple[int, int]:
-        line = json.dumps(record, ensure_ascii=False).encode()
-        offset = self._file.seek(0, os.SEEK_END)
-        self._file.write(line + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return offset, len(line)
-
-
-def _cut_half_line(path: Path) -> bool:
-    """Cuts what stands behind the last line end; whether anything whole is left."""
-    if not path.exists():
-        return False
-    with path.open("r+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                end = start + found + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-    return end > 0

@@ -5,7 +5,6 @@ give the answer away also has `check`. To add a type, write such a class and eit
 `TYPES`, call `register`, or name an instance under the entry-point group `dopd_vlm.annotations`.
 """
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,6 +12,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
+
+from dopd_vlm.errors import unknown
 
 from ..coords import Frame
 from .boxes import Boxes
@@ -103,11 +104,7 @@ def annotation_type(name: str) -> AnnotationType:
         return TYPES[name]
     if name in _plugins():
         return _loaded(name)
-    known = type_names()
-    near = difflib.get_close_matches(name, known, n=3) or known
-    raise ValueError(
-        f"unknown annotation type {name!r}; near: {', '.join(near)}; known: {', '.join(known)}"
-    )
+    raise unknown("annotation type", name, type_names())
 
 
 def type_names() -> list[str]:

@@ -1,11 +1,12 @@
 """What ships with the package: `embedded:...` names of row sets and models."""
 
-import difflib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
+
+from dopd_vlm.errors import unknown
 
 from . import lists, scenes, shapes
 
@@ -98,7 +99,4 @@ def _options(source: str, name: str, query: str) -> dict[str, Any]:
 
 def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or known
-        raise ValueError(
-            f"unknown {what} {name!r}; near: {', '.join(near)}; known: {', '.join(known)}"
-        )
+        raise unknown(what, name, known)

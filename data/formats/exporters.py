@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dopd_vlm.errors import unknown
+from dopd_vlm.jsonl import replacing
 from dopd_vlm.prompts import PromptTemplate, build_prompts
 from dopd_vlm.types import Message, Sample
 
@@ -102,7 +104,7 @@ def export(
         ValueError: unknown kind, annotation type or form; no good row.
     """
     if kind not in EXPORTERS:
-        raise ValueError(f"unknown form {kind!r}; known: {', '.join(EXPORTERS)}")
+        raise unknown("form", kind, EXPORTERS)
     skipped: list[Skipped] = []
 
     def made() -> Iterator[Row]:
@@ -127,9 +129,16 @@ def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
     Raises:
         ValueError: a row whose columns are not those of the first hundred, or of other types.
     """
+    with replacing(path) as partial:
+        written = _write_groups(rows, partial)
+        if not written:
+            raise ValueError(f"there is no row to write to {path}")
+    return written
+
+
+def _write_groups(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
     import datasets
 
-    part = path.with_name(f"{path.name}.partial")
     taken = iter(rows)
     writer, features, written = None, None, 0
     while group := [dict(row) for row in islice(taken, ROW_GROUP)]:
@@ -147,13 +156,11 @@ def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
             raise ValueError(
                 f"{where} have values of other types than the first {ROW_GROUP}: {error}"
             ) from error
-        writer = writer or pq.ParquetWriter(part, table.features.arrow_schema)
+        writer = writer or pq.ParquetWriter(path, table.features.arrow_schema)
         writer.write_table(table.data.table, row_group_size=ROW_GROUP)
         written += len(group)
-    if writer is None:
-        raise ValueError(f"there is no row to write to {path}")
-    writer.close()
-    part.replace(path)
+    if writer is not None:
+        writer.close()
     return written
 
 

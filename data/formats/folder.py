@@ -1,7 +1,6 @@
 """Rows and their images into a folder that `read_rows` reads."""
 
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
+
+from dopd_vlm.jsonl import replacing, to_line
 
 from ..images import image_path, load_image
 from ..rows import METADATA, Row
@@ -37,28 +38,16 @@ def write_rows(
         raise ValueError(f"{out / METADATA} exists already; choose another folder")
     (out / "images").mkdir(parents=True, exist_ok=True)
     written, skipped = 0, []
-    partial = out / f"{METADATA}.partial"
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(out / METADATA) as partial, partial.open("w", encoding="utf-8") as file:
         for number, row in enumerate(rows):
             try:
                 made = with_files(row, f"{number:07d}", out, root)
             except ValueError as error:
                 skipped.append({"uid": str(row.get("uid")), "reason": str(error)})
                 continue
-            file.write(as_line(made))
+            file.write(to_line(made))
             written += 1
-    partial.rename(out / METADATA)
     return written, skipped
-
-
-def as_line(row: Mapping[str, Any]) -> str:
-    """The row as one line of JSON; lone surrogates, which no UTF-8 file holds, stay escaped."""
-    try:
-        line = json.dumps(row, ensure_ascii=False)
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        line = json.dumps(row)
-    return line + "\n"
 
 
 def with_files(row: Mapping[str, Any], stem: str, out: Path, root: str | Path | None) -> Row:

@@ -4,9 +4,11 @@ Each takes the file or folder and a default question, and yields rows whose imag
 the file names them. `import_folder` reads one and writes the folder that `read_rows` reads.
 """
 
-import difflib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from dopd_vlm.errors import unknown
+from dopd_vlm.jsonl import write_lines
 
 from ..rows import Row, read_rows
 from ..sources.webdataset import IMAGE_SUFFIXES
@@ -18,7 +20,7 @@ from .chat import (
     from_vision_opd,
 )
 from .coco import from_coco, from_refcoco
-from .folder import as_line, write_rows
+from .folder import write_rows
 
 QUESTION = "Describe the image."
 SKIPPED = "skipped.jsonl"
@@ -94,7 +96,7 @@ def import_folder(
     root = images or (source if source.is_dir() else source.parent)
     written, skipped = write_rows(import_rows(kind, source, question), out, root=root)
     if skipped:
-        (out / SKIPPED).write_text("".join(map(as_line, skipped)), encoding="utf-8")
+        write_lines(out / SKIPPED, skipped)
     return written, skipped
 
 
@@ -105,11 +107,7 @@ def import_rows(kind: str, source: Path, question: str) -> Iterator[Row]:
         ValueError: unknown kind, or a source that is not in that format.
     """
     if kind not in IMPORTERS:
-        near = difflib.get_close_matches(kind, IMPORTERS, n=1)
-        raise ValueError(
-            f"unknown format {kind!r}{f', near: {near[0]}' if near else ''}; "
-            f"known: {', '.join(IMPORTERS)}"
-        )
+        raise unknown("format", kind, IMPORTERS)
     if not source.exists():
         raise ValueError(f"{source} does not exist")
     try:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dopd_vlm.jsonl import write_whole
 from dopd_vlm.recipe_diff import PLACES, flatten
 from dopd_vlm.report.figures import Figure, Trace, axes
 from dopd_vlm.report.palette import SERIES
-from dopd_vlm.report.run_page import figure_grid, page, write_page
+from dopd_vlm.report.run_page import figure_grid, page
 from dopd_vlm.run_folder import RunRecord, Series, read_run
 
 FEWEST, MOST = 2, 8
@@ -53,7 +54,7 @@ def write_comparison(
 
     Raises ValueError for a folder without a run, or a number of runs outside 2..8.
     """
-    return write_page(Path(out), comparison_page([read_run(path) for path in run_dirs], scores))
+    return write_whole(Path(out), comparison_page([read_run(path) for path in run_dirs], scores))
 
 
 def comparison_page(runs: Sequence[RunRecord], scores: Sequence[Score] = ()) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dopd_vlm.jsonl import write_whole
 from dopd_vlm.recipe_diff import recipe_difference
 from dopd_vlm.report.figures import Figure, run_figures
 from dopd_vlm.report.routing_figures import histogram_figures
@@ -26,15 +27,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     """
     run = read_run(run_dir)
     path = Path(out) if out else run.path / REPORT_FILE
-    return write_page(path, report_page(run))
-
-
-def write_page(path: Path, page: str) -> Path:
-    """The text under a temporary name, then renamed, so that a browser never loads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    return partial.replace(path)
+    return write_whole(path, report_page(run))
 
 
 def report_page(run: RunRecord) -> str:

@@ -14,7 +14,8 @@ import psutil
 import torch
 
 from dopd_vlm.config import RunConfig, to_yaml
-from dopd_vlm.run_folder import MAPS_FILE, METRICS_FILE, read_lines
+from dopd_vlm.jsonl import append_lines, read_lines, write_lines
+from dopd_vlm.run_folder import MAPS_FILE, METRICS_FILE
 from dopd_vlm.tracking.console import RunView
 from dopd_vlm.tracking.token_maps import rounded, token_texts
 from dopd_vlm.training.state import TrainState
@@ -113,8 +114,7 @@ class Tracker:
     def write(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one JSON line to a file of the run folder."""
         if self.is_main:
-            with (self.run_dir / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            append_lines(self.run_dir / name, [record])
 
     def say(self, message: str) -> None:
         """A line on the console that stays."""
@@ -142,11 +142,7 @@ def memory_metrics() -> dict[str, float]:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
-    partial = path.with_suffix(".partial")
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_lines(path, [record for record in read_lines(path) if record.get("step", 0) <= step])
 
 
 def decoded_samples(state: TrainState, output: StepOutput, limit: int) -> list[dict[str, Any]]:

@@ -7,13 +7,13 @@
 Data order and sampling are functions of seed and step, so no random state is stored.
 """
 
-import os
 import re
 import shutil
 from pathlib import Path
 
 import torch
 
+from dopd_vlm.jsonl import replacing
 from dopd_vlm.training.state import TrainState
 
 LINK = "checkpoint"
@@ -25,18 +25,15 @@ def save_checkpoint(state: TrainState, run_dir: Path) -> Path:
     Raises OSError with the folder's name when the disk is full; what was saved before stays whole.
     """
     final = run_dir / "checkpoints" / f"step_{state.step:06d}"
-    partial = final.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(state, partial)
+        with replacing(final) as partial:
+            _write(state, partial)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
             f"checkpoint {final} was not written ({error}); earlier ones are whole"
         ) from error
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    _point(run_dir / LINK, final)
+    with replacing(run_dir / LINK) as link:
+        link.symlink_to(final.relative_to(run_dir), target_is_directory=True)
     for old in checkpoints(run_dir)[: -1 - state.config.keep_checkpoints]:
         shutil.rmtree(old)
     return final
@@ -58,13 +55,6 @@ def _write(state: TrainState, folder: Path) -> None:
         },
         trainer / "state.pt",
     )
-
-
-def _point(link: Path, target: Path) -> None:
-    fresh = link.with_name(f".{link.name}")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target.relative_to(link.parent), target_is_directory=True)
-    os.replace(fresh, link)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

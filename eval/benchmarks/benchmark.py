@@ -1,6 +1,5 @@
 """`Benchmark`: one YAML in eval/tasks, which says where questions come from and how they count."""
 
-import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dopd_vlm.errors import unknown
 from dopd_vlm.prompts import PromptTemplate
 
 from ..scorers import SCORERS
@@ -143,10 +143,7 @@ class Benchmark:
         ):
             value = getattr(self, name)
             if value not in known:
-                near = difflib.get_close_matches(value, known, n=3) or list(known)
-                raise ValueError(
-                    f"benchmark {self.name!r}: unknown {name} {value!r}; near: {', '.join(near)}"
-                )
+                raise unknown(f"{name} of benchmark {self.name!r}:", value, known)
 
     @property
     def parts(self) -> tuple["Part", ...]:
@@ -192,11 +189,7 @@ def load_benchmark(name: str) -> Benchmark:
     """
     path = Path(name) if name.endswith(".yaml") else TASKS / f"{name}.yaml"
     if not path.is_file():
-        known = benchmark_names()
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
-        raise ValueError(
-            f"unknown task {name!r}; near: {', '.join(near)}; known: {', '.join(known)}"
-        )
+        raise unknown("task", name, benchmark_names())
     return _read(path)
 
 
@@ -206,17 +199,16 @@ def _read(path: Path) -> Benchmark:
     tree = {"name": path.stem, **tree}
     for section, kind in (("prompts", PromptTemplate), ("generation", Generation)):
         if section in tree:
-            tree[section] = _build(kind, tree[section], f"{path.name}: {section}.")
+            tree[section] = _build(kind, tree[section], f"{path.name}, {section}")
     for name in ("annotations", "configs", "splits"):
         tree[name] = tuple(tree.get(name, ()))
     tree["keep"] = {name: tuple(map(str, values)) for name, values in tree.get("keep", {}).items()}
-    return _build(Benchmark, tree, f"{path.name}: ")
+    return _build(Benchmark, tree, path.name)
 
 
 def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     known = [entry.name for entry in fields(kind)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
-            raise ValueError(f"{where}{name} is unknown; near: {', '.join(near)}")
+            raise unknown(f"setting of {where}:", name, known)
     return kind(**values)

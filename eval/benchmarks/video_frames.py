@@ -1,7 +1,8 @@
 """Pictures of a video, evenly spread over its length and kept beside it."""
 
-import os
 from pathlib import Path
+
+from dopd_vlm.jsonl import replacing
 
 QUALITY = 90
 """Of the JPEG files."""
@@ -42,6 +43,5 @@ def _write(video: Path, paths: list[Path]) -> None:
     with av.open(str(video)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             for path in places.get(number, ()):
-                part = path.with_suffix(f".{os.getpid()}.part")
-                frame.to_image().save(part, format="JPEG", quality=QUALITY)
-                part.replace(path)  # whole or absent, also when several processes write it
+                with replacing(path) as partial:  # several processes may write it
+                    frame.to_image().save(partial, format="JPEG", quality=QUALITY)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dopd_vlm.jsonl import write_lines
 from dopd_vlm.types import Sample
 
 from ..completions.requests import digest
-from ..completions.store import Record, write_whole
+from ..completions.store import Record
 from .export_questions import Export
 
 
@@ -86,7 +87,7 @@ def _need_answers(given: Export, kind: str, answer_type: str) -> None:
 
 def _write_lines(files: Mapping[Path, Sequence[Mapping[str, Any]]]) -> list[Path]:
     for path, entries in files.items():
-        write_whole(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in entries))
+        write_lines(path, entries)
     return list(files)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from dopd_vlm.data_uri import picture_base64
+from dopd_vlm.jsonl import to_line, write_whole
 from dopd_vlm.prompts import PLACEHOLDER, question_text
 from dopd_vlm.types import Sample
 
 from ..benchmarks.benchmark import Benchmark
-from ..completions.store import Record, write_whole
+from ..completions.store import Record
 
 LMMS_FUNCTIONS = '''"""Pictures, text and score of the rows beside this file, for lmms-eval."""
 
@@ -114,7 +115,7 @@ def lmms_eval(given: Export) -> list[Path]:
     folder = (given.out / f"dopd_{given.task.name}").resolve()
     (folder / "test").mkdir(parents=True, exist_ok=True)
     rows = [_lmms_row(given, sample, index, folder) for index, sample in enumerate(given.samples)]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = "".join(map(to_line, rows))
     command = (
         f"python -m lmms_eval --model dopd --model_args pretrained={given.model} "
         f"--tasks dopd_{given.task.name} --include_path {folder} --output_path out --log_samples\n"

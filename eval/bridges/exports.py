@@ -6,9 +6,10 @@ bfcl        answers    result/<model>/..._result.json, for `bfcl evaluate`
 livebench   answers    data/live_bench/<category>/<task>/model_answer/<model>.jsonl
 """
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
+
+from dopd_vlm.errors import unknown
 
 from .export_answers import bfcl, livebench
 from .export_questions import Export, lmms_eval, vlmevalkit
@@ -29,8 +30,7 @@ def export(kind: str, given: Export) -> list[Path]:
             task that is not of the format's benchmark; no model named where the files name one.
     """
     if kind not in FORMATS:
-        near = difflib.get_close_matches(kind, FORMATS, n=2) or list(FORMATS)
-        raise ValueError(f"unknown export {kind!r}; near: {', '.join(near)}")
+        raise unknown("export", kind, FORMATS)
     if not given.samples:
         raise ValueError(f"task {given.task.name!r}: no questions to export; check its rows")
     if not given.model and kind != "vlmevalkit":

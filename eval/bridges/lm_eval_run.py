@@ -1,9 +1,10 @@
 """lm-eval's tasks on a PolicyLM: names checked, its files written."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from dopd_vlm.errors import unknown
 
 from .lm_eval import PolicyLM  # isort: skip  # first: it says which extra is missing
 from lm_eval import simple_evaluate
@@ -103,8 +104,6 @@ def _known_tasks(manager: TaskManager, tasks: Sequence[str]) -> list[str]:
     for task in tasks:
         found = manager.match_tasks([task])
         if not found:
-            known = manager.all_tasks
-            near = difflib.get_close_matches(task, known, n=5, cutoff=0.4) or known[:10]
-            raise ValueError(f"lm-eval knows no task {task!r}; near: {', '.join(near)}")
+            raise unknown("lm-eval task", task, manager.all_tasks)
         names += found
     return names

@@ -4,11 +4,12 @@ The wording of each check follows the instruction that questions show. Sentences
 their end marks, where the published program asks a trained splitter.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from dopd_vlm.errors import unknown
 
 Check = Callable[[str, Mapping[str, Any]], bool]
 """(answer, the instruction's arguments) -> whether it is followed."""
@@ -31,8 +32,7 @@ def instruction_score(text: str, names: Sequence[str], arguments: Sequence[Any])
 
 def _check(name: str) -> Check:
     if name not in CHECKS:
-        near = difflib.get_close_matches(name, CHECKS, n=3) or list(CHECKS)
-        raise ValueError(f"instruction {name!r} has no check here; near: {', '.join(near)}")
+        raise unknown("instruction", name, CHECKS)
     return CHECKS[name]
 
 

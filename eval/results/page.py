@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dopd_vlm.report.run_page import facts, figure_grid, page, write_page
+from dopd_vlm.jsonl import write_whole
+from dopd_vlm.report.run_page import facts, figure_grid, page
 from dopd_vlm.tracking.token_maps import thumbnail_uri
 from dopd_vlm.types import Sample
 
@@ -81,7 +82,7 @@ def write_report(
     Raises:
         ValueError: plotly is not installed.
     """
-    return write_page(folder / REPORT_FILE, evaluation_page(results, examples))
+    return write_whole(folder / REPORT_FILE, evaluation_page(results, examples))
 
 
 def write_comparison(
@@ -92,7 +93,7 @@ def write_comparison(
     Raises:
         ValueError: nothing in common, or plotly is not installed.
     """
-    return write_page(folder / COMPARISON_FILE, comparison_page(a, b, names))
+    return write_whole(folder / COMPARISON_FILE, comparison_page(a, b, names))
 
 
 def evaluation_page(results: Sequence[Results], examples: Mapping[tuple[str, str], Shown]) -> str:

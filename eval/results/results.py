@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dopd_vlm.jsonl import write_whole
 from dopd_vlm.types import ViewName
 
 from ..completions.requests import digest
-from ..completions.store import write_whole
 from .stats import paired_difference
 
 

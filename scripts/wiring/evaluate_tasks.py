@@ -19,13 +19,14 @@ from rich.progress import (
 
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.endpoint import Endpoint
+from dopd_vlm.errors import unknown
 from dopd_vlm.eval.benchmarks.benchmark import SUITES, Benchmark, load_benchmark
 from dopd_vlm.eval.completions.endpoint import only_model
-from dopd_vlm.eval.completions.store import read_samples
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results import tables as report
 from dopd_vlm.eval.results.page import Shown, shown, write_report
 from dopd_vlm.eval.results.results import Results, write_results
+from dopd_vlm.jsonl import read_lines
 from dopd_vlm.models.policy import Policy, load_policy, process_state
 from dopd_vlm.scripts.wiring.samples import local_path
 from dopd_vlm.scripts.wiring.task_samples import listed, show_prompts, task_samples
@@ -94,7 +95,7 @@ def _add_task(
             return isinstance(model, Policy) and process_state().num_processes == 1
         found.results.append(made)
         if made.samples_path is not None and process_state().is_main_process:
-            found.examples[made.name, view] = shown(read_samples(made.samples_path), samples)
+            found.examples[made.name, view] = shown(read_lines(made.samples_path), samples)
     return True
 
 
@@ -150,7 +151,7 @@ def evaluate_one(
 def task_names(tasks: str, suite: str | None) -> list[str]:
     """The named tasks and those of the suite, each once."""
     if suite is not None and suite not in SUITES:
-        raise ValueError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
+        raise unknown("suite", suite, SUITES)
     return list(dict.fromkeys([*listed(tasks), *(SUITES[suite] if suite else ())]))
 
 

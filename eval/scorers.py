@@ -26,7 +26,7 @@ from .scoring.answers import (
     value_of,
 )
 from .scoring.choices import extract_choice, extract_choices, options_in
-from .scoring.math_answers import score_math
+from .scoring.math import score_math
 from .scoring.programs import score_code, score_tests
 
 __all__ = [

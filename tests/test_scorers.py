@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dopd_vlm.eval.results.accuracy import Accuracy
+from dopd_vlm.eval.results.stats import accuracy_metric
 from dopd_vlm.eval.scorers import (
     SCORERS,
     declared_number,
@@ -13,10 +13,9 @@ from dopd_vlm.eval.scorers import (
     extract_choices,
     iou,
     score,
-    score_math,
     scorer,
 )
-from dopd_vlm.eval.scoring.math import MathWorker
+from dopd_vlm.eval.scoring.math import MathWorker, score_math
 from dopd_vlm.types import Sample, View
 
 FOUR = {"A": "red apple", "B": "blue car", "C": "green key", "D": "yellow dog"}
@@ -345,8 +344,8 @@ def test_bad_input_is_named() -> None:
 
 def test_accuracy_is_an_evaluate_metric() -> None:
     scores = [1.0, 0.0, 1.0, 1.0]
-    alone = Accuracy().compute(predictions=scores, references=["a", "b", "c", "d"])
-    together = Accuracy().compute(predictions=scores, references=["a", "a", "b", "b"])
+    alone = accuracy_metric().compute(predictions=scores, references=["a", "b", "c", "d"])
+    together = accuracy_metric().compute(predictions=scores, references=["a", "a", "b", "b"])
     assert alone is not None and together is not None
     assert alone["accuracy"] == together["accuracy"] == 0.75
     assert alone["accuracy_stderr"] == pytest.approx((0.75 / 12) ** 0.5)

@@ -10,7 +10,6 @@ import pytest
 import scipy.stats
 
 from dopd_vlm.eval.results.stats import (
-    avg_at_k,
     bootstrap_ratio,
     clustered_mean,
     mcnemar,
@@ -129,11 +128,6 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_hit(n: int, c: int, k: int) ->
 def test_pass_at_k_refuses_what_it_cannot_estimate() -> None:
     with pytest.raises(ValueError, match="pass@3 of 1 right in 2"):
         pass_at_k(2, 1, 3)
-
-
-def test_avg_at_k_weighs_questions_equally() -> None:
-    found = avg_at_k({"a": [1.0, 0.0], "b": [1.0, 1.0, 1.0, 1.0], "c": [0.0]})
-    assert found.value == pytest.approx(0.5) and found.n == 3
 
 
 def test_bootstrap_of_a_mean_agrees_with_its_closed_form() -> None:

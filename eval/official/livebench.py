@@ -13,7 +13,7 @@ from typing import Any
 from dopd_vlm.types import Sample
 
 from ..scoring.answers import Score, final_answer, unread
-from ..scoring.math_answers import score_math
+from ..scoring.math import score_math
 from ..scoring.programs import cases_gold, score_tests
 from .ifeval import instruction_score
 from .livebench_rules import RULES, marked

@@ -12,7 +12,7 @@ from ..completions.requests import pictures_hash
 from ..completions.store import Record
 from ..scoring.answers import normal
 from .results import Results
-from .stats import Estimate, bootstrap_ratio, clustered_mean, pass_at_k
+from .stats import Estimate, accuracy_metric, bootstrap_ratio, clustered_mean, pass_at_k
 
 
 def aggregate(
@@ -23,16 +23,13 @@ def aggregate(
     records: Sequence[Record],
 ) -> Results:
     """Means over questions of the records' `accuracy`, with rates over completions."""
-    # Here, since `import evaluate` at the start of scripts/evaluate.py would find that script.
-    from .accuracy import Accuracy
-
     by_uid: dict[str, list[float]] = {sample.uid: [] for sample in samples}
     for record in records:
         by_uid[record["uid"]].append(record["accuracy"])
     per_question = {uid: sum(scores) / len(scores) for uid, scores in by_uid.items()}
     clusters = _labels(samples, task.cluster) if task.cluster else _shared_pictures(samples)
     keys = [clusters.get(uid, uid) for uid in per_question]
-    found = Accuracy().compute(predictions=list(per_question.values()), references=keys)
+    found = accuracy_metric().compute(predictions=list(per_question.values()), references=keys)
     assert found is not None
     num_generations = len(records) // len(samples)
     categories = _by_label(per_question, _labels(samples, task.category), clusters)

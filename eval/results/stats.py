@@ -4,8 +4,12 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy
+
+if TYPE_CHECKING:
+    from evaluate import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +99,6 @@ def mcnemar(a: Mapping[str, float], b: Mapping[str, float]) -> McNemar:
     return McNemar(only_a=only_a, only_b=only_b, p_value=min(1.0, 2 * tail / 2**n))
 
 
-def avg_at_k(samples: Mapping[str, Sequence[float]]) -> Estimate:
-    """avg@k: each question's mean over its k samples, then mean and stderr over questions."""
-    return mean([math.fsum(scores) / len(scores) for scores in samples.values()])
-
-
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Unbiased chance that one of k samples is right: 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374).
 
@@ -155,3 +154,35 @@ def _check_same(a: Mapping[str, float], b: Mapping[str, float]) -> None:
             f"paired statistics need the same questions on both sides; {len(odd)} are on one side "
             f"only, e.g. {', '.join(odd[:3])}"
         )
+
+
+def accuracy_metric() -> "Metric":
+    """The mean of scores and its standard error as a metric of the library `evaluate`.
+
+    predictions are scores in [0, 1], references are cluster keys: where they repeat the error is
+    clustered. Never loaded by name, which needs a network.
+    """
+    # Here, since `import evaluate` at the start of scripts/evaluate.py would load that script.
+    import datasets
+    import evaluate
+
+    class Accuracy(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            columns = {
+                "predictions": datasets.Value("float64"),
+                "references": datasets.Value("string"),
+            }
+            return evaluate.MetricInfo(
+                description="Mean correctness with a closed-form (clustered) standard error.",
+                citation="",
+                inputs_description="predictions: scores in [0, 1]; references: cluster keys.",
+                features=datasets.Features(columns),
+            )
+
+        def _compute(  # type: ignore[override]
+            self, predictions: Sequence[float], references: Sequence[str]
+        ) -> dict[str, float]:
+            estimate = clustered_mean(predictions, references)
+            return {"accuracy": estimate.value, "accuracy_stderr": estimate.stderr}
+
+    return Accuracy(keep_in_memory=True, seed=0)

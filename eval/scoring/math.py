@@ -1,4 +1,7 @@
-"""Asks a worker process whether two mathematical answers agree; a hang costs that answer."""
+"""Whether a completion's mathematical answer equals the gold one, by math-verify in a worker.
+
+The worker is a process of its own: math-verify can hang, and a hang costs that answer only.
+"""
 
 import atexit
 import functools
@@ -8,6 +11,10 @@ import selectors
 import subprocess
 import sys
 from typing import Any
+
+from dopd_vlm.types import Sample
+
+from .answers import Score, final_answer, unread
 
 START_SECONDS = 120.0
 """The worker imports sympy first, which takes long on a busy machine."""
@@ -82,3 +89,22 @@ def shared_worker() -> MathWorker:
     worker = MathWorker()
     atexit.register(worker.close)
     return worker
+
+
+def score_math(text: str, sample: Sample, *, worker: MathWorker | None = None) -> Score:
+    """math-verify's judgement (gold first; it is not symmetric), made in a process with a timeout.
+
+    A timeout or crash is unparsed with that rule, never a plain wrong answer.
+    """
+    answer = final_answer(text)
+    if answer is None:
+        return unread("unclosed_think")
+    if not answer.strip():
+        return unread()
+    if answer.strip() == sample.answer.strip():
+        return Score(correct=1.0, extracted=answer.strip(), rule="exact")
+    verdict = (worker or shared_worker()).compare(answer, sample.answer)
+    if "failure" in verdict:
+        return unread(verdict["failure"])
+    rule = "math_verify" if verdict["extracted"] is not None else "unparsed"
+    return Score(correct=float(verdict["correct"]), extracted=verdict["extracted"], rule=rule)

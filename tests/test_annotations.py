@@ -3,15 +3,18 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
+from pycocotools import mask as coco_masks
 
 from dopd_vlm.data.annotations import registry as annotations
 from dopd_vlm.data.annotations.boxes import Box
 from dopd_vlm.data.annotations.disclosure import disclosed
-from dopd_vlm.data.annotations.masks import decode_runs
+from dopd_vlm.data.annotations.masks import decode_runs, encode_runs
 from dopd_vlm.data.annotations.registry import (
     TYPES,
     AnnotationType,
@@ -216,23 +219,22 @@ def test_masks_are_painted_where_they_are_and_described_by_their_outline() -> No
     ]
 
 
-def compressed(lengths) -> str:
-    """COCO's rleToString, written from its description."""
-    text = ""
-    for index, length in enumerate(lengths):
-        value = length - lengths[index - 2] if index > 2 else length
-        more = True
-        while more:
-            bits, value = value & 31, value >> 5
-            more = value != -1 if bits & 16 else value != 0
-            text += chr((bits | 32 if more else bits) + 48)
-    return text
+@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 70))))
+def test_run_lengths_are_pycocotools_own(area) -> None:
+    theirs = coco_masks.encode(np.asfortranarray(area.astype(np.uint8)))["counts"].decode()
+    ours = encode_runs(area)
+    assert ours == {"size": list(area.shape), "counts": theirs}
+    assert (decode_runs(theirs, area.shape) == area).all()
 
 
-@given(st.lists(st.integers(1, 3000), min_size=2, max_size=9))
-def test_compressed_run_lengths_are_those_they_were_made_of(lengths) -> None:
-    size = (sum(lengths), 1)
-    assert (decode_runs(compressed(lengths), size) == decode_runs(lengths, size)).all()
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=9), st.integers(1, 3))
+def test_run_lengths_as_text_and_as_a_list_are_one_mask(lengths, height) -> None:
+    lengths = [height * length for length in lengths] if sum(lengths) else [height]
+    size = (height, sum(lengths) // height)
+    runs = coco_masks.frPyObjects({"size": list(size), "counts": lengths}, *size)
+    assert (decode_runs(runs["counts"].decode(), size) == decode_runs(lengths, size)).all()
+    assert (decode_runs(lengths, size) == coco_masks.decode(runs).astype(bool)).all()
 
 
 def test_crops_are_further_pictures_that_show_the_region() -> None:

@@ -68,6 +68,34 @@ def test_a_label_without_room_above_stands_below() -> None:
     assert box is not None and box[1] >= 40
 
 
+def tags(boxes, labels, size=(256, 180)) -> tuple[int, int, int, int] | None:
+    """The bounds of all that `draw_tags` puts on a white image."""
+    white = Image.new("RGB", size, "white")
+    drawn = drawing.draw_tags(white, boxes, labels, ["black"] * len(boxes))
+    return ImageChops.difference(drawn, white).getbbox()
+
+
+def test_a_label_goes_where_it_hides_no_other_box() -> None:
+    """Above the lower box lies the upper one; below it there is room."""
+    boxes = [(60, 60, 140, 90), (60, 94, 140, 124)]
+    place = tags(boxes, ["", "cup"])
+    assert place is not None and place[1] >= 124
+    place = tags(boxes[1:], ["cup"])
+    assert place is not None and place[3] <= 95
+
+
+@pytest.mark.parametrize(
+    ("label", "size", "is_drawn"),
+    [("blue rectangle", (64, 64), False), ("dog", (64, 64), True), ("dog", (32, 32), False)],
+)
+def test_a_label_never_hides_more_than_an_eighth_of_the_image(label, size, is_drawn) -> None:
+    place = tags([(10, 20, 22, 28)], [label], size)
+    assert (place is not None) == is_drawn
+    if place is not None:
+        left, top, right, bottom = place
+        assert (right - left) * (bottom - top) <= drawing.LARGEST_TAG * size[0] * size[1]
+
+
 def test_masks_have_a_rim_that_is_not_see_through() -> None:
     raw = [{"segmentation": [60, 60, 200, 60, 200, 150, 60, 150]}]
     drawn = drawn_with("masks", raw, Image.new("RGB", (256, 180), "white"))

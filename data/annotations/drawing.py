@@ -1,7 +1,9 @@
 """Marks on copies of images, in colours that colour-blind people tell apart.
 
-Strokes are torchvision's, with a dark or light edge so that they stand out on any ground; labels
-are set here, because torchvision writes them inside the box, over the very thing that it shows.
+Strokes are torchvision's, with a dark or light edge so that they stand out on any ground. Labels are
+placed here: torchvision writes them inside the box, over the very thing that it shows, and the
+`LabelAnnotator(smart_position=True)` of supervision (0.31) puts labels over each other in corners and
+over other boxes, and white letters on yellow.
 Sizes follow the image's shorter side, so that marks are legible at 256 and at 4,096 pixels.
 """
 
@@ -24,6 +26,10 @@ FONT_SHARE = 1 / 26
 TINT = 0.45
 """Opacity of a mask's colour."""
 MIN_FONT_PX = 9
+LARGEST_TAG = 1 / 8
+"""Share of the image above which a label hides more than it says: the mark then stands alone."""
+LABEL_WEIGHT = 8
+"""How much worse it is to hide a pixel of another label than one of a marked place."""
 
 Box = Sequence[float]
 """XYXY in pixels of the image."""
@@ -73,8 +79,8 @@ def draw_dots(
     ring = radius + max(1, radius // 3)
     pixels = draw_keypoints(pil_to_tensor(image), places, colors="black", radius=ring)
     for colour in dict.fromkeys(colours):
-        chosen = torch.tensor([other == colour for other in colours])
-        pixels = draw_keypoints(pixels, places[chosen], colors=colour, radius=radius)
+        of_colour = torch.tensor([other == colour for other in colours])
+        pixels = draw_keypoints(pixels, places[of_colour], colors=colour, radius=radius)
     around = [(x - ring, y - ring, x + ring, y + ring) for x, y in xy]
     return draw_tags(to_pil_image(pixels), around, labels, colours, keep_clear=around)
 
@@ -109,9 +115,9 @@ def draw_numbers(
             (left + across * width, top + along * height)
             for across, along in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
         ]
-        place = _free_spot(spots, (width, height), image.size, used)
-        used = np.vstack([used, place])
-        _draw_patch(numbered, place, str(number), "black")
+        spot = _free_spot(spots, (width, height), image.size, used, np.zeros((0, 4)))
+        used = np.vstack([used, spot])
+        _draw_patch(numbered, spot, str(number), "black")
     return numbered
 
 
@@ -124,24 +130,29 @@ def draw_tags(
 ) -> Image.Image:
     """A copy with each text on a patch of its colour at the box it belongs to.
 
-    Above the box if there is room, else below, else inside; not over another text, nor over
-    `keep_clear`, as far as one of these places allows.
+    Above the box, below it or inside, where it hides least of other texts, of `keep_clear` and of
+    the boxes, in this order. A text too large for the image (`LARGEST_TAG`) is left out.
     """
     tagged = image.copy()
     used = np.array(keep_clear, dtype=float).reshape(-1, 4)
+    places = np.array(around, dtype=float).reshape(-1, 4)
     for (left, top, right, bottom), text, colour in zip(around, texts, colours, strict=True):
-        if not text:
-            continue
         width, height = _patch_size(image, text)
+        if not text or not _has_room(image.size, width, height):
+            continue
         spots = [
             (x, y)
             for y in (top - height, bottom, top, bottom - height)
             for x in (left, right - width)
         ]
-        place = _free_spot(spots, (width, height), image.size, used)
-        used = np.vstack([used, place])
-        _draw_patch(tagged, place, text, colour)
+        spot = _free_spot(spots, (width, height), image.size, used, places)
+        used = np.vstack([used, spot])
+        _draw_patch(tagged, spot, text, colour)
     return tagged
+
+
+def _has_room(size: tuple[int, int], width: float, height: float) -> bool:
+    return width <= size[0] and width * height <= LARGEST_TAG * size[0] * size[1]
 
 
 def _free_spot(
@@ -149,19 +160,19 @@ def _free_spot(
     patch: tuple[float, float],
     size: tuple[int, int],
     used: np.ndarray,
+    places: np.ndarray,
 ) -> tuple[float, float, float, float]:
-    """XYXY of the first spot, moved into the image, that hides least of `used` [n, 4]."""
+    """XYXY of the first spot, moved into the image, that hides least of `used` and `places` [n, 4]."""
     best, least = (0.0, 0.0, 0.0, 0.0), float("inf")
-    for wanted in spots:
+    for corner in spots:
         x, y = (
-            min(max(0.0, w), max(0.0, room - length))
-            for w, room, length in zip(wanted, size, patch, strict=True)
+            min(max(0.0, place), max(0.0, room - length))
+            for place, room, length in zip(corner, size, patch, strict=True)
         )
-        place = (x, y, x + patch[0], y + patch[1])
-        # Moved down or up it lies over its own box: as bad as to hide a little.
-        hidden = _shared(np.array(place), used) + (wanted[1] != y)
+        spot = (x, y, x + patch[0], y + patch[1])
+        hidden = LABEL_WEIGHT * _shared(np.array(spot), used) + _shared(np.array(spot), places)
         if hidden < least:
-            best, least = place, hidden
+            best, least = spot, hidden
         if not hidden:
             break
     return best

@@ -1,4 +1,8 @@
-"""Masks from polygons or run lengths: the annotation type `masks`, as text and as tinted areas."""
+"""Masks from polygons or run lengths: the annotation type `masks`, as text and as tinted areas.
+
+Run lengths are read here and not by pycocotools, which trusts them: 2.0.11 shows uninitialised memory
+where lengths fall short, and damages the heap on malformed text. The tests compare with it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

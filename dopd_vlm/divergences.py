@@ -9,13 +9,17 @@ gradient. Forward KL is KL(target || student), reverse KL is KL(student || targe
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dopd_vlm.types import Tail
+from dopd_vlm import divergence_kernels, plugins
+from dopd_vlm.errors import unknown
+from dopd_vlm.types import Route, Tail
 
 PairDivergence = Callable[[Tensor, Tensor], Tensor]
 Support = Literal["target", "student"]
@@ -178,3 +182,107 @@ def with_tail_bucket(logp: Tensor) -> Tensor:
     """Log-probs on a support with one more entry, log(1 - sum).  [..., K] -> [..., K + 1]"""
     mass = logp.logsumexp(-1, keepdim=True).clamp(max=MAX_LOG_MASS)
     return torch.cat([logp, (-mass.expm1()).log()], -1)
+
+
+Value = Callable[[Tensor, Tensor, float], Tensor]
+"""(student log-probs [..., V], target's, beta) -> [...] in nats."""
+Estimate = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""(log p(y), log q(y), beta) of tokens y ~ p, [...] each -> value and slope d value / d log p(y)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """A divergence that routes can name; `register` makes one known."""
+
+    name: str
+    value: Value
+    """On log-probs, at least 0, and 0 with zero gradient at equality; differentiable by autograd."""
+    estimate: Estimate | None = None
+    """From the sampled token alone, so that slope x d log p(y) is on average the gradient of the value.
+    None: `support: sampled` is refused."""
+    kernels: Mapping[str, Any] = field(default_factory=dict)
+    """What replaces autograd through whole rows: `torch`, a kernel of divergence_kernels.py; `triton`, the
+    number under which the kernels of routed_loss/triton_kernels.py know it."""
+
+    def at(self, beta: float) -> PairDivergence:
+        """The value with beta filled in."""
+        return partial(self._value_at, beta)
+
+    def _value_at(self, beta: float, student_logp: Tensor, target_logp: Tensor) -> Tensor:
+        return self.value(student_logp, target_logp, beta)
+
+
+def _estimate_forward_kl(logp: Tensor, target_logp: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Value (q/p) log(q/p), slope -q/p."""
+    ratio = (target_logp - logp).exp()
+    return ratio * (target_logp - logp), -ratio
+
+
+def _estimate_reverse_kl(logp: Tensor, target_logp: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Value and slope r = log(p/q): r d log p is on average the gradient of the full KL (the score-function
+    estimate; TRL's and Thinking Machines' sampled-token loss). The value may be negative."""
+    return logp - target_logp, logp - target_logp
+
+
+def _estimate_jsd(logp: Tensor, target_logp: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Value beta (q/p) log(q/M) + (1 - beta) log(p/M), slope (1 - beta) log(p/M)."""
+    log_ratio = logp - target_logp
+    ratio = (-log_ratio).exp()
+    student_part = -torch.log1p(beta * (ratio - 1.0))
+    target_part = ratio * (student_part - log_ratio)
+    slope = (1.0 - beta) * student_part
+    return beta * target_part + slope, slope
+
+
+DIVERGENCES: dict[str, Divergence] = {
+    "forward_kl": Divergence(
+        name="forward_kl",
+        value=lambda student_logp, target_logp, beta: forward_kl(student_logp, target_logp),
+        estimate=_estimate_forward_kl,
+        kernels={"torch": divergence_kernels.forward_kl_, "triton": 0},
+    ),
+    "reverse_kl": Divergence(
+        name="reverse_kl",
+        value=lambda student_logp, target_logp, beta: reverse_kl(student_logp, target_logp),
+        estimate=_estimate_reverse_kl,
+        kernels={"torch": divergence_kernels.reverse_kl_, "triton": 1},
+    ),
+    "jsd": Divergence(
+        name="jsd",
+        value=generalized_jsd,
+        estimate=_estimate_jsd,
+        kernels={"torch": divergence_kernels.jsd_, "triton": 2},
+    ),
+}
+"""All divergences by name; other packages add theirs (dopd_vlm/ADD_A_METHOD.md)."""
+
+
+def register(divergence: Divergence) -> Divergence:
+    """Makes a divergence known under its name, and returns it.
+
+    Raises:
+        ValueError: the name is taken by another divergence.
+    """
+    if DIVERGENCES.setdefault(divergence.name, divergence) is not divergence:
+        raise ValueError(f"divergence {divergence.name!r} exists already; give yours another name")
+    return divergence
+
+
+def divergence(name: str) -> Divergence:
+    """The divergence of that name.
+
+    Raises:
+        ValueError: unknown name; the message lists the near ones.
+    """
+    if name not in DIVERGENCES:
+        plugins.load(plugins.METHODS)
+    if name not in DIVERGENCES:
+        raise unknown("divergence", name, DIVERGENCES)
+    return DIVERGENCES[name]
+
+
+def of_route(route: Route) -> Divergence:
+    """The divergence of a route; a JSD with beta 0 or 1 is a KL."""
+    if route.divergence == "jsd" and route.beta in (0.0, 1.0):
+        return DIVERGENCES["forward_kl" if route.beta == 0.0 else "reverse_kl"]
+    return divergence(route.divergence)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dopd_vlm import divergences, plugins
 from dopd_vlm.errors import unknown
-from dopd_vlm.types import Regime, Route, Tail, ViewName
+from dopd_vlm.types import Reduction, Regime, Route, Tail, ViewName
 
 TOP_K = 128
 LIGHT, WEAK = 0.6, 0.3
@@ -28,12 +29,16 @@ class Method:
     """Which copy of the student is the self-target: the paper's live one, an average, the first."""
     routes_by_gap: bool = True
     """Whether the privilege gap decides the regime; needs both privileged scores."""
+    reduction: Reduction = "sequence-mean"
+    """What the loss is a mean of; see `routing.token_weights`."""
 
     def __post_init__(self) -> None:
         missing = [regime.name for regime in Regime if regime not in self.routes]
         if missing:
             raise ValueError(f"method {self.name!r} has no route for {', '.join(missing)}")
-        for target in ("teacher", "student"):
+        for route in self.routes.values():
+            _check_route(self.name, route)
+        for target in ("teacher", "self_target"):
             views = {route.target_view for route in self._used(target)}
             if self.routes_by_gap:
                 views.add("privileged")
@@ -54,7 +59,7 @@ class Method:
     @property
     def needs_self_target(self) -> bool:
         """Whether the student (live, EMA or frozen) must score them as a target."""
-        return self.routes_by_gap or bool(self._used("student"))
+        return self.routes_by_gap or bool(self._used("self_target"))
 
     @property
     def teacher_view(self) -> ViewName:
@@ -64,7 +69,7 @@ class Method:
     @property
     def self_target_view(self) -> ViewName:
         """View under which the self-target scores."""
-        return self._view("student")
+        return self._view("self_target")
 
     def _view(self, target: str) -> ViewName:
         used = self._used(target)
@@ -78,22 +83,32 @@ class Method:
     @property
     def self_target_top_k(self) -> int | None:
         """Support size that pass 1 keeps of the self-target; None where no route needs one."""
-        return self._top_k("student")
+        return self._top_k("self_target")
 
     def _top_k(self, target: str) -> int | None:
         sizes = [r.top_k for r in self._used(target) if r.top_k and r.support == "target"]
         return max(sizes, default=None)
 
 
+def _check_route(name: str, route: Route) -> None:
+    divergence = divergences.of_route(route)
+    if route.support == "sampled" and divergence.estimate is None:
+        able = [one.name for one in divergences.DIVERGENCES.values() if one.estimate]
+        raise ValueError(
+            f"method {name!r}: divergence {divergence.name!r} has no one-sample estimate for support "
+            f"'sampled'; give it one, choose top_k, or one of {', '.join(able)}"
+        )
+
+
 LIGHT_TEACHER = Route(target="teacher", divergence="reverse_kl", top_k=TOP_K, weight=LIGHT)
-WEAK_STUDENT = Route(target="student", divergence="reverse_kl", top_k=TOP_K, weight=WEAK)
+WEAK_STUDENT = Route(target="self_target", divergence="reverse_kl", top_k=TOP_K, weight=WEAK)
 DEEP_TEACHER = Route(target="teacher", divergence="jsd")
-LIGHT_STUDENT = Route(target="student", divergence="reverse_kl", top_k=TOP_K, weight=LIGHT)
+LIGHT_STUDENT = Route(target="self_target", divergence="reverse_kl", top_k=TOP_K, weight=LIGHT)
 TOP_K_JS = Route(target="teacher", divergence="jsd", top_k=TOP_K)
 VANILLA = Route(
     target="teacher", target_view="plain", divergence="reverse_kl", top_k=TOP_K, weight=1.0
 )
-SELF = Route(target="student", divergence="reverse_kl", top_k=TOP_K)
+SELF = Route(target="self_target", divergence="reverse_kl", top_k=TOP_K)
 PRIVILEGED_TEACHER = replace(VANILLA, target_view="privileged")
 
 DOPD_ROUTES: dict[Regime, Route] = {
@@ -157,8 +172,8 @@ _METHODS = (
     ),
     variant(
         "dopd_no_teacher",
-        LH=replace(LIGHT_TEACHER, target="student"),
-        HT=replace(DEEP_TEACHER, target="student"),
+        LH=replace(LIGHT_TEACHER, target="self_target"),
+        HT=replace(DEEP_TEACHER, target="self_target"),
     ),
     variant(
         "dopd_one_objective",
@@ -173,12 +188,27 @@ METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 """All methods by name; the paper's own is `dopd`."""
 
 
+def register(method: Method) -> Method:
+    """Makes a method known under its name, and returns it.
+
+    Raises:
+        ValueError: the name is taken by another method.
+    """
+    if METHODS.setdefault(method.name, method) is not method:
+        raise ValueError(f"method {method.name!r} exists already; give yours another name")
+    return method
+
+
 def method(name: str) -> Method:
-    """The method of that name.
+    """The method of that name: built in, registered, or from another package's entry point.
 
     Raises:
         ValueError: unknown name; the message lists the near ones.
     """
+    if name not in METHODS:
+        for loaded in plugins.load(plugins.METHODS).values():
+            if isinstance(loaded, Method):
+                register(loaded)
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name]
@@ -193,6 +223,7 @@ def adjusted(
     tail: Tail = "bucket",
     light_weight: float | None = None,
     weak_weight: float | None = None,
+    reduction: Reduction = "sequence-mean",
 ) -> Method:
     """The method with what the paper leaves open chosen otherwise.
 
@@ -202,6 +233,7 @@ def adjusted(
         support, tail: of every top-K route; see `Route`.
         light_weight: beta_l, of the LH and HS tokens that a method by gap trains; None keeps it.
         weak_weight: beta_w, of its LL tokens; None keeps it.
+        reduction: what the loss is a mean of.
     """
     weights = {Regime.LH: light_weight, Regime.HS: light_weight, Regime.LL: weak_weight}
 
@@ -212,4 +244,4 @@ def adjusted(
         return route if weight is None else replace(route, weight=weight)
 
     routes = {regime: route_of(regime, route) for regime, route in method.routes.items()}
-    return replace(method, self_target=self_target, routes=routes)
+    return replace(method, self_target=self_target, routes=routes, reduction=reduction)

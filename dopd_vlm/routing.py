@@ -1,7 +1,7 @@
 """Which target teaches which token: gap, thresholds, regimes and one weight per token.
 
 Shapes: B sequences, T completion tokens. Log-probs are those of the sampled tokens, at temperature
-1, under the teacher and under the privileged student (never the plain one), in nats. Nothing here
+1, under the teacher and under the self-target (the privileged student, never the plain one), in nats. Nothing here
 has a gradient: routing decides what is learnt, and is not learnt itself.
 """
 
@@ -14,11 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dopd_vlm.types import Regime, Route
+from dopd_vlm.types import Reduction, Regime, Route
 
 Statistic = Literal["mean", "median"]
 TrimOf = Literal["gap", "each"]
-Reduction = Literal["sequence-mean", "token-mean"]
 SMALLEST_USEFUL_GAP = 1e-5
 """Nats. Below it the teacher and the self-target are the same up to rounding."""
 
@@ -29,16 +28,29 @@ class Thresholds:
 
     gap: float
     """Nats; a gap at or above it is high."""
-    q_student: float
-    """Probability of the sampled token under the privileged student."""
+    q_self: float
+    """Probability of the sampled token under the self-target."""
     q_teacher: float
     """Probability of the sampled token under the teacher."""
     largest_gap: float = math.inf
     """Nats; a token of a larger gap is an outlier that is not trained."""
 
+    @property
+    def q_student(self) -> float:
+        """The same as `q_self`."""
+        return self.q_self
+
     def record(self) -> dict[str, float]:
-        """What logs and pages show: {"gap", "q_student", "q_teacher"}."""
-        return {"gap": self.gap, "q_student": self.q_student, "q_teacher": self.q_teacher}
+        """What logs and pages show: {"gap", "q_self", "q_teacher"}."""
+        return {"gap": self.gap, "q_self": self.q_self, "q_teacher": self.q_teacher}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What divides the loss: counts of the whole optimizer batch, over micro-batches and processes."""
+
+    num_sequences: int
+    num_tokens: int
 
 
 def privilege_advantage_gap(teacher_logp: Tensor, privileged_logp: Tensor) -> Tensor:
@@ -83,15 +95,15 @@ def thresholds(
     if not 0.0 <= trim < 1.0:
         raise ValueError(f"trim={trim} is outside [0, 1): it is the share of gaps left out")
     valid = mask.bool()
-    teacher, student = (
+    teacher, own = (
         teacher_logp.detach()[valid].double(),
         privileged_logp.detach()[valid].double(),
     )
     if teacher.numel() == 0:
         raise ValueError("thresholds need at least one valid token; the mask has none")
-    gap = privilege_advantage_gap(teacher, student)
+    gap = privilege_advantage_gap(teacher, own)
     if gap.isnan().any():
-        raise ValueError("a teacher or privileged-student score is NaN or both are infinite")
+        raise ValueError("a teacher or self-target score is NaN or both are infinite")
     largest = _quantile(gap, 1.0 - trim)
 
     def average(values: Tensor) -> float:
@@ -100,7 +112,7 @@ def thresholds(
 
     return Thresholds(
         gap=average(gap),
-        q_student=average(student.exp()),
+        q_self=average(own.exp()),
         q_teacher=average(teacher.exp()),
         largest_gap=math.inf if train_outliers else float(largest),
     )
@@ -141,13 +153,13 @@ def assign_regimes(
             "the same scores, so that routing decides nothing; check that they are two models",
             stacklevel=2,
         )
-    teacher, student = teacher_logp.detach().double(), privileged_logp.detach().double()
-    q_teacher, q_student = teacher.exp(), student.exp()
-    gap = privilege_advantage_gap(teacher, student)
+    teacher, own = teacher_logp.detach().double(), privileged_logp.detach().double()
+    q_teacher, q_self = teacher.exp(), own.exp()
+    gap = privilege_advantage_gap(teacher, own)
     low = gap < thresholds.gap
-    confident = q_teacher + q_student >= thresholds.q_teacher + thresholds.q_student
+    confident = q_teacher + q_self >= thresholds.q_teacher + thresholds.q_self
     low_regime = torch.where(confident, int(Regime.LH), int(Regime.LL))
-    high_regime = torch.where(q_teacher >= q_student, int(Regime.HT), int(Regime.HS))
+    high_regime = torch.where(q_teacher >= q_self, int(Regime.HT), int(Regime.HS))
     is_out = ~mask.bool() | (gap > thresholds.largest_gap)
     return torch.where(low, low_regime, high_regime).masked_fill(is_out, -1)
 

@@ -89,25 +89,26 @@ class Regime(IntEnum):
     LH = 0
     """Low gap, both confident: light teaching."""
     LL = 1
-    """Low gap, neither confident: weak anchor to the privileged student."""
+    """Low gap, neither confident: weak anchor to the self-target."""
     HT = 2
     """High gap, teacher at least as confident: deep teaching."""
     HS = 3
-    """High gap, privileged student more confident: light anchor to the privileged student."""
+    """High gap, self-target more confident: light anchor to it."""
 
 
-Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Tail = Literal["bucket", "renormalise", "truncate"]
+Reduction = Literal["sequence-mean", "token-mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
     """How one regime's tokens are taught."""
 
-    target: Literal["teacher", "student"]
-    """`student` is the self-target: the student's weights (live, EMA or frozen), no gradient."""
+    target: Literal["teacher", "self_target"]
+    """`self_target`: the student's weights (live, EMA or frozen), no gradient."""
     target_view: ViewName = "privileged"
-    divergence: Divergence
+    divergence: str
+    """A name in `divergences.DIVERGENCES`."""
     top_k: int | None = None
     """Support size; None is the full vocabulary."""
     weight: float = 1.0

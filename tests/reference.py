@@ -62,7 +62,7 @@ def quantile(values, share):
 
 
 def thresholds(teacher_logp, privileged_logp, trim=0.05):
-    """(gap, q_student, q_teacher) of flat lists of valid tokens."""
+    """(gap, q_self, q_teacher) of flat lists of valid tokens."""
     gaps = [abs(t - s) for t, s in zip(teacher_logp, privileged_logp, strict=True)]
     limit = quantile(gaps, 1 - trim)
     keep = [i for i, gap in enumerate(gaps) if gap <= limit]
@@ -70,16 +70,16 @@ def thresholds(teacher_logp, privileged_logp, trim=0.05):
     def mean(values):
         return math.fsum(values[i] for i in keep) / len(keep)
 
-    q_student, q_teacher = ([math.exp(x) for x in xs] for xs in (privileged_logp, teacher_logp))
-    return mean(gaps), mean(q_student), mean(q_teacher)
+    q_self, q_teacher = ([math.exp(x) for x in xs] for xs in (privileged_logp, teacher_logp))
+    return mean(gaps), mean(q_self), mean(q_teacher)
 
 
 def regime(teacher_logp, privileged_logp, limits):
-    """Regime of one token; limits = (gap, q_student, q_teacher)."""
-    gap, q_student, q_teacher = limits
+    """Regime of one token; limits = (gap, q_self, q_teacher)."""
+    gap, q_self, q_teacher = limits
     t, s = math.exp(teacher_logp), math.exp(privileged_logp)
     if abs(teacher_logp - privileged_logp) < gap:
-        return LH if t + s >= q_teacher + q_student else LL
+        return LH if t + s >= q_teacher + q_self else LL
     return HT if t >= s else HS
 
 
@@ -147,7 +147,7 @@ def dense_routed_loss(student, targets, scored, ids, mask, method, limits=None, 
     """(loss, per token [B][T], regimes [B][T]).
 
     student: [B, T, V] probabilities at the loss temperature; targets: {"teacher": [B, T, V],
-    "student": [B, T, V]}, at the loss temperature; scored: the same at temperature 1.
+    "self_target": [B, T, V]}, at the loss temperature; scored: the same at temperature 1.
     """
     places = [(b, t) for b in range(len(mask)) for t in range(mask.shape[1]) if mask[b, t]]
     logp = {
@@ -155,13 +155,13 @@ def dense_routed_loss(student, targets, scored, ids, mask, method, limits=None, 
         for name, probs in scored.items()
     }
     if limits is None and places:
-        teacher, privileged = (list(logp[name].values()) for name in ("teacher", "student"))
+        teacher, privileged = (list(logp[name].values()) for name in ("teacher", "self_target"))
         limits = thresholds(teacher, privileged)
     loss = sum(probs.sum() for probs in [student]) * 0
     values = torch.zeros(mask.shape, dtype=torch.float64)
     regimes = torch.full(mask.shape, -1)
     for at in places:
-        regimes[at] = regime(logp["teacher"][at], logp["student"][at], limits)
+        regimes[at] = regime(logp["teacher"][at], logp["self_target"][at], limits)
         route = method.routes[int(regimes[at])]
         if route.weight == 0:
             continue

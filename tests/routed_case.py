@@ -7,7 +7,8 @@ import reference
 import torch
 
 from dopd_vlm.methods import Method
-from dopd_vlm.routed_loss.loss import routed_loss
+from dopd_vlm.routed_loss import Student, Target, routed_loss
+from dopd_vlm.routed_loss.head import as_head
 from dopd_vlm.types import Regime, Route
 
 B, T, V, H, H_TEACHER, WIDER = 3, 7, 41, 5, 6, 4
@@ -31,22 +32,40 @@ class Case:
         self.ids = torch.randint(0, vocab, shape, generator=gen)
         self.mask = torch.rand(*shape, generator=gen) < rate
         self.mask[:, 0] = True
+        self.bias, self.teacher_bias = None, None
 
     def leaves(self):
         return self.hidden.clone().requires_grad_(), self.head.clone().requires_grad_()
 
-    def run(self, method, hidden=None, head=None, rows=slice(None), **options):
-        return routed_loss(
-            self.hidden[rows] if hidden is None else hidden,
-            self.head if head is None else head,
-            self.privileged[rows],
-            self.teacher[rows],
-            self.teacher_head,
-            self.ids[rows],
-            self.mask[rows],
-            method,
-            **options,
+    def run(
+        self,
+        method,
+        hidden=None,
+        head=None,
+        rows=slice(None),
+        scores=None,
+        self_head=None,
+        **options,
+    ):
+        """The routed loss; `scores`: results of pass 1 by target; `self_head`: a self-target's own."""
+        scores = scores or {}
+        student = Student(
+            hidden=self.hidden[rows] if hidden is None else hidden,
+            head=as_head(self.head if head is None else head, self.bias),
         )
+        targets = {
+            "self_target": Target(
+                hidden=self.privileged[rows],
+                head=None if self_head is None else as_head(self_head),
+                scores=scores.get("self_target"),
+            ),
+            "teacher": Target(
+                hidden=self.teacher[rows],
+                head=as_head(self.teacher_head, self.teacher_bias),
+                scores=scores.get("teacher"),
+            ),
+        }
+        return routed_loss(student, targets, self.ids[rows], self.mask[rows], method, **options)
 
     def grads(self, method, **options):
         hidden, head = self.leaves()
@@ -66,7 +85,7 @@ class Case:
                     width=self.vocab,
                     temperature=at,
                 ),
-                "student": reference.dense_probs(
+                "self_target": reference.dense_probs(
                     self.privileged.to(dtype), self.head.to(dtype), temperature=at
                 ),
             }

@@ -31,7 +31,7 @@ from dopd_vlm.models.policy import Policy
 from dopd_vlm.train import train
 
 GOLDEN = Path(__file__).parent / "golden" / "dopd.json"
-NUMBERS = ("loss", "optim/grad_norm", "threshold/gap", "threshold/q_student", "threshold/q_teacher")
+NUMBERS = ("loss", "optim/grad_norm", "threshold/gap", "threshold/q_self", "threshold/q_teacher")
 COUNTS = ("share/lh", "share/ll", "share/ht", "share/hs", "count/completion_tokens")
 TOLERANCE, LATE_TOLERANCE = 1e-6, 1e-3
 """Relative, for the first five steps and for the rest: rounding grows with each step, and a token

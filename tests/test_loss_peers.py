@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from dopd_vlm.methods import Method
-from dopd_vlm.routed_loss.head import Head
-from dopd_vlm.routed_loss.loss import routed_loss
+from dopd_vlm.routed_loss import Head, Student, Target, routed_loss
 from dopd_vlm.types import Regime, Route
 
 B, T, V, H = 2, 9, 67, 5
@@ -29,7 +28,12 @@ def ours(case, beta, temperature):
     hidden, head, teacher, teacher_head, ids = case
     mask = torch.ones(B, T, dtype=torch.bool)
     output = routed_loss(
-        hidden, head, None, teacher, teacher_head, ids, mask, method, temperature=temperature
+        Student(hidden=hidden, head=Head(weight=head)),
+        {"teacher": Target(hidden=teacher, head=Head(weight=teacher_head))},
+        ids,
+        mask,
+        method,
+        temperature=temperature,
     )
     return output, torch.autograd.grad(output.loss, (hidden, head))
 
@@ -66,11 +70,16 @@ def test_equals_trl_with_bias_scale_and_softcap():
     )  # fmt: skip
     theirs = torch.autograd.grad(value.sum() / (B * T), leaves)
     output = routed_loss(
-        hidden,
-        Head(weight=weight, bias=biases[0], logit_scale=0.7, softcap=2.5),
-        None,
-        teacher,
-        Head(weight=teacher_weight, bias=biases[1], logit_scale=1.2, softcap=3.5),
+        Student(
+            hidden=hidden,
+            head=Head(weight=weight, bias=biases[0], logit_scale=0.7, softcap=2.5),
+        ),
+        {
+            "teacher": Target(
+                hidden=teacher,
+                head=Head(weight=teacher_weight, bias=biases[1], logit_scale=1.2, softcap=3.5),
+            )
+        },
         ids,
         torch.ones(B, T, dtype=torch.bool),
         "opd_full",

@@ -240,7 +240,7 @@ def test_curves_thin_and_collapse():
 
 
 def test_borders_meet_where_the_formulas_do():
-    threshold = {"gap": 0.5, "q_student": 0.6, "q_teacher": 0.7}
+    threshold = {"gap": 0.5, "q_self": 0.6, "q_teacher": 0.7}
     xs, ys = borders(threshold)
     points = [(x, y) for x, y in zip(xs, ys, strict=True) if x is not None]
     assert None in xs and all(0 <= x <= 1 and 0 <= y <= 1 for x, y in points)

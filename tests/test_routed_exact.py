@@ -26,7 +26,7 @@ def test_every_method_equals_dense_autograd(name, chunk_size):
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
 @pytest.mark.parametrize("support", ["target", "student", "sampled"])
 @pytest.mark.parametrize("tail", ["bucket", "renormalise", "truncate"])
-@pytest.mark.parametrize("target", ["teacher", "student"])
+@pytest.mark.parametrize("target", ["teacher", "self_target"])
 def test_every_route_equals_dense_autograd(divergence, support, tail, target):
     method = one_route(
         target=target, divergence=divergence, top_k=4, support=support, tail=tail, beta=0.3
@@ -63,7 +63,7 @@ def test_random_shapes_equal_dense_autograd(
 
 # Regimes are discrete: the same thresholds on both sides, and none next to a boundary.
 LIMITS = (0.81, 0.02, 0.02)
-GIVEN = Thresholds(gap=LIMITS[0], q_student=LIMITS[1], q_teacher=LIMITS[2])
+GIVEN = Thresholds(gap=LIMITS[0], q_self=LIMITS[1], q_teacher=LIMITS[2])
 
 
 @pytest.mark.parametrize("seed", range(3, 13))
@@ -155,15 +155,10 @@ def test_routes_with_supports_of_different_size(tail):
 def test_logits_far_from_zero(shift, name):
     """A bias that all tokens share changes nothing, though exp of the logits is 0 or infinite."""
     case = Case(30, dtype=torch.float32)
-    bias = torch.full((V,), shift)
     method = small_k(METHODS[name])
     plain = case.grads(method, thresholds=GIVEN)
-    shifted = case.grads(
-        method,
-        thresholds=GIVEN,
-        student_bias=bias,
-        teacher_bias=torch.full((V + 4,), shift),
-    )
+    case.bias, case.teacher_bias = torch.full((V,), shift), torch.full((V + 4,), shift)
+    shifted = case.grads(method, thresholds=GIVEN)
     for a, b in zip(shifted[1:], plain[1:], strict=True):
         assert relative(a, b) < 2e-4  # at 200 float32 steps by 1.5e-5
     assert shifted[0].loss.item() == pytest.approx(plain[0].loss.item(), rel=1e-4)
@@ -193,16 +188,15 @@ def as_double(case):
 @pytest.mark.parametrize("name", ["dopd", "opd", "opd_full"])
 def test_gradcheck(name):
     case = Case(9, shape=(2, 3))
-    limits = Thresholds(gap=0.8, q_student=0.02, q_teacher=0.02)
+    limits = Thresholds(gap=0.8, q_self=0.02, q_teacher=0.02)
 
     def loss(hidden, head, bias):
         return case.run(
             small_k(METHODS[name]),
             hidden,
-            head,
-            student_bias=bias,
+            Head(weight=head, bias=bias),
             thresholds=limits,
-            privileged_head=case.head,
+            self_head=case.head,
         ).loss
 
     bias = torch.randn(V, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -224,7 +218,9 @@ def test_bias_scale_and_softcap():
             "teacher": reference.dense_probs(
                 case.teacher, case.teacher_head, width=V, temperature=t
             ),
-            "student": reference.dense_probs(case.privileged, slow[1], temperature=t, **options),
+            "self_target": reference.dense_probs(
+                case.privileged, slow[1], temperature=t, **options
+            ),
         }
         for t in (1.3, 1.0)
     ]

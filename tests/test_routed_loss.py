@@ -1,6 +1,7 @@
 """Properties of the routed loss that training relies on; test_routed_exact.py has its values."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import reference
@@ -10,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dopd_vlm.methods import METHODS
+from dopd_vlm.routed_loss import Head, Student, Target, routed_loss, target_scores
 from dopd_vlm.routed_loss import head as heads
-from dopd_vlm.routed_loss.loss import routed_loss, target_scores
 from dopd_vlm.routing import Thresholds, thresholds
 from dopd_vlm.types import Regime
 
-METRIC_SUMS = ["count/tokens", "divergence/all", "gap/all", "prob/student", "entropy/student"]
+METRIC_SUMS = ["count/tokens", "divergence/all", "gap/all", "prob/self_target", "entropy/student"]
 
 
 def test_chunk_size_changes_nothing():
@@ -69,16 +70,16 @@ def test_one_batch_equals_its_micro_batches(cached):
     for rows in (slice(0, 1), slice(1, B)):
         given = {}
         if cached:
-            given["teacher_scores"] = target_scores(
+            given["teacher"] = target_scores(
                 case.teacher[rows], case.teacher_head, case.ids[rows], case.mask[rows],
                 top_k=method.teacher_top_k, vocab_size=V,
             )  # fmt: skip
-            given["privileged_scores"] = target_scores(
+            given["self_target"] = target_scores(
                 case.privileged[rows], case.head, case.ids[rows], case.mask[rows],
                 top_k=method.self_target_top_k,
             )  # fmt: skip
         output = case.run(
-            method, hidden[rows], head, rows, thresholds=limits, num_sequences=B, **given
+            method, hidden[rows], head, rows, thresholds=limits, num_sequences=B, scores=given
         )
         output.loss.backward()
         outputs.append(output)
@@ -104,7 +105,7 @@ def test_no_gradient_reaches_a_target():
     targets = [x.requires_grad_() for x in (case.privileged, case.teacher, case.teacher_head)]
     own = case.head.clone().requires_grad_()
     hidden, head = case.leaves()
-    case.run(METHODS["dopd"], hidden, head, privileged_head=own).loss.backward()
+    case.run(METHODS["dopd"], hidden, head, self_head=own).loss.backward()
     assert all(x.grad is None for x in (*targets, own))
     assert head.grad.abs().max() > 0
 
@@ -112,7 +113,7 @@ def test_no_gradient_reaches_a_target():
 def test_the_live_students_head_is_the_default_self_head():
     case = Case(16)
     default = case.grads(METHODS["dopd"])
-    given = case.grads(METHODS["dopd"], privileged_head=case.head.clone())
+    given = case.grads(METHODS["dopd"], self_head=case.head.clone())
     assert torch.equal(default[2], given[2])
 
 
@@ -145,7 +146,7 @@ def test_one_regime_only_and_its_gradient(regime):
     case, method = Case(19), small_k(METHODS["dopd"])
     low = regime in (Regime.LH, Regime.LL)
     confidence = {Regime.LH: 0.0, Regime.LL: 2.0}.get(regime, 0.5)
-    limits = Thresholds(gap=1e3 if low else 1e-4, q_student=confidence, q_teacher=confidence)
+    limits = Thresholds(gap=1e3 if low else 1e-4, q_self=confidence, q_teacher=confidence)
     output, d_hidden, _ = case.grads(method, thresholds=limits)
     present = {Regime.LH: 1, Regime.LL: 1}.get(regime, 2)
     assert len(set(output.regime[case.mask].tolist())) == present
@@ -212,18 +213,24 @@ def test_metrics_are_sums():
     assert not any(value.requires_grad for value in output.metrics.values())
 
 
-def test_hidden_states_that_no_route_needs_may_be_none():
+def test_targets_that_no_route_needs_may_be_missing():
     case = Case(26)
-    loss = routed_loss(
-        case.hidden, case.head, None, case.teacher, case.teacher_head, case.ids, case.mask, "opd"
-    )
+    student = Student(hidden=case.hidden, head=Head(weight=case.head))
+    teacher = Target(hidden=case.teacher, head=Head(weight=case.teacher_head))
+    self_target = Target(hidden=case.privileged)
+
+    def run(method, **targets):
+        return routed_loss(student, targets, case.ids, case.mask, method)
+
+    loss = run("opd", teacher=teacher)
     assert set(loss.regime[case.mask].tolist()) == {Regime.HT}
-    args = (case.hidden, case.head, case.privileged, None, None, case.ids, case.mask)
-    assert routed_loss(*args, "opsd").loss.item() > 0
-    with pytest.raises(ValueError, match="needs teacher_hidden"):
-        routed_loss(*args, "dopd")
-    with pytest.raises(ValueError, match="needs teacher_head"):
-        routed_loss(*args[:3], case.teacher, None, *args[5:], "opd")
+    assert run("opsd", self_target=self_target).loss.item() > 0
+    with pytest.raises(ValueError, match="needs hidden states of its teacher"):
+        run("dopd", self_target=self_target)
+    with pytest.raises(ValueError, match="teacher need its head"):
+        run("opd", teacher=replace(teacher, head=None))
+    with pytest.raises(ValueError, match=r"unknown target 'techer'; near: teacher"):
+        run("opd", techer=teacher)
 
 
 def test_bad_input_is_refused():
@@ -236,12 +243,12 @@ def test_bad_input_is_refused():
         case.run("opd", chunk_size=0)
     wide = target_scores(case.teacher, case.teacher_head, case.ids, case.mask, top_k=3)
     with pytest.raises(ValueError, match=f"vocab_size={V}"):
-        case.run("dopd", teacher_scores=wide)
+        case.run("dopd", scores={"teacher": wide})
     small = target_scores(
         case.teacher, case.teacher_head, case.ids, case.mask, top_k=3, vocab_size=V
     )
     with pytest.raises(ValueError, match="top_k=5"):
-        case.run(small_k(METHODS["opd"]), teacher_scores=small)
+        case.run(small_k(METHODS["opd"]), scores={"teacher": small})
     case.ids[0, 0] = V
     with pytest.raises(ValueError, match="outside the common"):
         case.run("dopd")

@@ -25,7 +25,7 @@ def make_scores(seed, shape=(B, T)):
 
 
 def as_tuple(limits):
-    return limits.gap, limits.q_student, limits.q_teacher
+    return limits.gap, limits.q_self, limits.q_teacher
 
 
 @settings(max_examples=25, deadline=None)
@@ -53,7 +53,7 @@ def test_thresholds_do_not_depend_on_order_shape_or_masked_values():
 
 def test_each_regime_by_hand():
     # Threshold gap log 1.5; sum of the mean probabilities 0.8.
-    limits = routing.Thresholds(gap=math.log(1.5), q_student=0.3, q_teacher=0.5)
+    limits = routing.Thresholds(gap=math.log(1.5), q_self=0.3, q_teacher=0.5)
     pairs = [(0.5, 0.4), (0.3, 0.25), (0.6, 0.2), (0.2, 0.6), (0.6, 0.3)]
     q = torch.tensor([pairs], dtype=torch.float64)
     mask = torch.tensor([[True, True, True, True, False]])
@@ -64,10 +64,10 @@ def test_each_regime_by_hand():
 def test_ties_are_high_and_the_teachers():
     logp = torch.full((1, 3), -0.5, dtype=torch.float64)
     mask = torch.ones(1, 3, dtype=torch.bool)
-    equal_gap = routing.Thresholds(gap=0.25, q_student=0.5, q_teacher=0.5)
+    equal_gap = routing.Thresholds(gap=0.25, q_self=0.5, q_teacher=0.5)
     assert routing.assign_regimes(logp, logp - 0.25, mask, equal_gap).tolist() == [[2, 2, 2]]
     half = torch.full((1, 3), 0.5, dtype=torch.float64).log()
-    equal_sum = routing.Thresholds(gap=1.0, q_student=0.5, q_teacher=0.5)
+    equal_sum = routing.Thresholds(gap=1.0, q_self=0.5, q_teacher=0.5)
     assert routing.assign_regimes(half, half, mask, equal_sum).tolist() == [[0, 0, 0]]
 
 
@@ -165,7 +165,7 @@ def test_methods_are_complete_tables(name):
 def test_methods_of_the_paper():
     dopd = METHODS["dopd"].routes
     assert [dopd[r].weight for r in Regime] == [0.6, 0.3, 1.0, 0.6]
-    assert [dopd[r].target for r in Regime] == ["teacher", "student", "teacher", "student"]
+    assert [dopd[r].target for r in Regime] == ["teacher", "self_target", "teacher", "self_target"]
     assert [dopd[r].top_k for r in Regime] == [128, 128, None, 128]
     assert METHODS["opd"].teacher_view == "plain"
     assert not METHODS["opd"].needs_self_target
@@ -191,7 +191,7 @@ def test_methods_that_cannot_work_are_refused():
 def test_trimming_each_quantity_leaves_out_its_own_largest():
     teacher, student, mask = make_scores(4)
     limits = routing.thresholds(teacher, student, mask, 0.3, trim_of="each")
-    for name, values in (("q_teacher", teacher.exp()), ("q_student", student.exp())):
+    for name, values in (("q_teacher", teacher.exp()), ("q_self", student.exp())):
         kept = values[mask][values[mask] <= values[mask].quantile(0.7)]
         assert getattr(limits, name) == pytest.approx(float(kept.mean()), rel=1e-12)
     assert limits.gap == routing.thresholds(teacher, student, mask, 0.3).gap

@@ -70,8 +70,8 @@ def test_regimes_and_losses_are_those_of_the_training_step(method):
 def test_the_three_distributions_are_softmaxes_of_their_models_in_their_views():
     state, samples, maps = maps_of()
     sides = {
-        "student_plain": (state.student, "plain", "q_plain"),
-        "student_privileged": (state.student, "privileged", "q_student"),
+        "student": (state.student, "plain", "q_plain"),
+        "self_target": (state.student, "privileged", "q_self"),
         "teacher": (state.teacher, "privileged", "q_teacher"),
     }
     for sample, record, rollout in zip(samples, maps, rollouts_of(state, maps), strict=True):
@@ -87,7 +87,7 @@ def test_the_three_distributions_are_softmaxes_of_their_models_in_their_views():
             )
             first = state.student.tokenizer.convert_ids_to_tokens(best.indices[:, 0].tolist())
             assert [row[0][0] for row in record["top"][name]] == first
-        gap = (sampled["teacher"].log() - sampled["student_privileged"].log()).abs()
+        gap = (sampled["teacher"].log() - sampled["self_target"].log()).abs()
         assert record["gap"] == pytest.approx(gap.tolist(), rel=1e-4, abs=1e-9)
 
 
@@ -99,9 +99,7 @@ def test_absent_models_and_gaps_are_none_and_json_holds_everything(method, kind)
     for record in json.loads(json.dumps(maps, allow_nan=False)):
         assert (record["q_teacher"] is None) == (state.teacher is None)
         assert (record["gap"] is None) == (method != "priv_t_to_priv_s")
-        assert (
-            len(record["tokens"]) == len(record["loss"]) == len(record["top"]["student_plain"]) > 0
-        )
+        assert len(record["tokens"]) == len(record["loss"]) == len(record["top"]["student"]) > 0
 
 
 def test_looking_changes_nothing_and_repeats_itself():
@@ -166,13 +164,13 @@ def check_tip(page, record, place):
     for name, column in (
         ("gap, nats", "gap"),
         ("q_T", "q_teacher"),
-        ("q_S", "q_student"),
+        ("q_S", "q_self"),
         ("loss, nats", "loss"),
     ):
         assert float(shown[name]) == as_shown(record[column][place]), name
     assert shown["regime"] == ("LH", "LL", "HT", "HS")[record["regime"][place]]
     numbers = page.locator(".tm-tops td:nth-child(2)").all_inner_texts()
-    names = ("student_plain", "student_privileged", "teacher")
+    names = ("student", "self_target", "teacher")
     assert numbers == [f"{share:.3f}" for name in names for _, share in record["top"][name][place]]
 
 

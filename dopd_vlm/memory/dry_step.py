@@ -23,9 +23,9 @@ from dopd_vlm.models.forward import can_share, plain_layers, prefill
 from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.models.policy import Policy, checkpoint_activations_, empty_policy, output_head
 from dopd_vlm.rollout.own import ROOM
-from dopd_vlm.routing import Thresholds
+from dopd_vlm.routing import Counts, Thresholds
 from dopd_vlm.training.state import EncodedSample, TrainState
-from dopd_vlm.training.step import Counts, micro_batch_loss, recomputing, sample_completions
+from dopd_vlm.training.step import micro_batch_loss, recomputing, sample_completions
 from dopd_vlm.training.targets import MicroBatch, score_targets
 from dopd_vlm.types import Rollout, Sample, View, ViewName
 
@@ -208,7 +208,7 @@ def _losses(
     state: TrainState, micro_batches: Sequence[MicroBatch], features: StepFeatures
 ) -> list[Any]:
     """Forward and backward of every micro-batch, as `distil_step` has them."""
-    limits = Thresholds(gap=1.0, q_student=0.0, q_teacher=0.0)
+    limits = Thresholds(gap=1.0, q_self=0.0, q_teacher=0.0)
     counts = Counts(num_sequences=1, num_tokens=1)
     losses = []
     for micro in micro_batches:

@@ -104,7 +104,7 @@ def borders(threshold: Record) -> tuple[list[float | None], list[float | None]]:
     q_T = q_S exp(+-gap) part low from high gaps; between them q_T + q_S = the sum of the means
     parts LH from LL. HT and HS lie on either side of the low band.
     """
-    slope, total = math.exp(threshold["gap"]), threshold["q_teacher"] + threshold["q_student"]
+    slope, total = math.exp(threshold["gap"]), threshold["q_teacher"] + threshold["q_self"]
     grid = [i / BORDER_POINTS for i in range(BORDER_POINTS + 1)]
     upper = [(x / slope, x) for x in grid]
     lower = [(y, x) for x, y in upper]

@@ -14,7 +14,7 @@ from dopd_vlm.report.palette import PAINTS
 ASSETS = Path(__file__).parent / "assets"
 TOKEN_BUDGET = 20_000
 """Tokens of one page, about 3 MB; beyond it moments are left out, then the ends of completions."""
-COLUMNS = ("regime", "loss", "weight", "gap", "q_plain", "q_student", "q_teacher")
+COLUMNS = ("regime", "loss", "weight", "gap", "q_plain", "q_self", "q_teacher")
 
 Record = Mapping[str, Any]
 

@@ -2,11 +2,14 @@
 
 from dopd_vlm.routed_loss.head import Head
 from dopd_vlm.routed_loss.loss import LossOutput, routed_loss, target_scores
+from dopd_vlm.routed_loss.plan import Student, Target
 from dopd_vlm.routed_loss.target_scores import TargetScores
 
 __all__ = [
     "Head",
     "LossOutput",
+    "Student",
+    "Target",
     "TargetScores",
     "routed_loss",
     "target_scores",

@@ -5,7 +5,7 @@ divided by the loss temperature. Out: the value [C] in nats; the logits buffer t
 logits but for one factor per row, which costs nothing on the [C, H] side of a product. The formulas are
 those of divergences.py, differentiated; tests hold the two together.
 
-Element-wise work goes through the L rows of a scratch buffer, as in partition.py.
+Element-wise work goes through the L rows of a scratch buffer, as in softmax.py.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from dopd_vlm import divergences
-from dopd_vlm.routed_loss.softmax import exp_, exponentials_, log_of, partition_of
+from dopd_vlm.divergence_kernels import Pair, dot
+from dopd_vlm.divergences import Divergence
+from dopd_vlm.routed_loss.softmax import exponentials_, log_of, partition_of
 from dopd_vlm.types import Route
 
 Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Log-probs of student and target, [C, K + 1] each, last the rest -> value [C], slope [C, K + 1]."""
-MAX_LOG_RATIO = 80.0
-"""exp of it fits float32; the smaller of two probabilities so far apart adds nothing to a JSD."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,35 +36,14 @@ class RowResult:
     """float64 [C] by which the rows that are left in the buffer are to be multiplied."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Pair:
-    """Student p and target q on L rows; the buffers may be used up."""
-
-    student: Tensor
-    """[L, V] p times its total"""
-    total: Tensor
-    """[L, 1]"""
-    target: Tensor
-    """[L, V] q times its total"""
-    target_total: Tensor
-    """[L, 1]"""
-    log_ratio: Tensor
-    """[L, V] log q - log p"""
-    out: Tensor
-    """[L, V] where the gradient goes"""
-
-
-def dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
-    """sum_v a b.  [L, V], [L, V] -> [L, 1]"""
-    # On CPU a batched matrix product of such shapes is thirty times slower.
-    return torch.mul(a, b, out=scratch).sum(-1, keepdim=True)
-
-
 def full_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) -> RowResult:
     """A full-vocabulary divergence; uses up the target's logits. scratch: [2, L, V]."""
-    size = scratch.shape[1]
+    size, divergence = scratch.shape[1], divergences.of_route(route)
     blocks = zip(logits.split(size), target_logits.split(size), strict=True)
-    results = [_full_lines_(own, target, route, scratch[:, : len(own)]) for own, target in blocks]
+    results = [
+        _full_lines_(own, target, divergence, route.beta, scratch[:, : len(own)])
+        for own, target in blocks
+    ]
     return RowResult(
         value=torch.cat([result.value for result in results]),
         entropy=torch.cat([result.entropy for result in results]),
@@ -72,14 +51,19 @@ def full_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) 
     )
 
 
-def _full_lines_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) -> RowResult:
+def _full_lines_(
+    logits: Tensor, target_logits: Tensor, divergence: Divergence, beta: float, scratch: Tensor
+) -> RowResult:
+    kernel = divergence.kernels.get("torch")
+    if kernel is None:
+        return _by_autograd_(logits, target_logits, divergence, beta)
     student, target = scratch
     total, shift = exponentials_(logits, None, student)
     normaliser = log_of(total, shift)
     entropy = normaliser - dot(student, logits, target) / total
     target_total, target_shift = exponentials_(target_logits, None, target)
     offset = (normaliser - log_of(target_total, target_shift)).to(logits.dtype)
-    pair = _Pair(
+    pair = Pair(
         student=student,
         total=total,
         target=target,
@@ -87,8 +71,7 @@ def _full_lines_(logits: Tensor, target_logits: Tensor, route: Route, scratch: T
         log_ratio=target_logits.sub_(logits).add_(offset),
         out=logits,
     )
-    kind = effective_divergence(route)
-    value, factor = _jsd_(pair, route.beta) if kind == "jsd" else KLS[kind](pair)
+    value, factor = kernel(pair, beta)
     return RowResult(
         value=value.double().squeeze(-1),
         entropy=entropy.squeeze(-1),
@@ -96,45 +79,22 @@ def _full_lines_(logits: Tensor, target_logits: Tensor, route: Route, scratch: T
     )
 
 
-def effective_divergence(route: Route) -> str:
-    """The divergence of a route; a JSD with beta 0 or 1 is a KL."""
-    if route.divergence == "jsd" and route.beta in (0.0, 1.0):
-        return "forward_kl" if route.beta == 0.0 else "reverse_kl"
-    return route.divergence
-
-
-def _forward_kl_(pair: _Pair) -> tuple[Tensor, Tensor]:
-    """sum q (log q - log p); gradient p - q."""
-    value = dot(pair.target, pair.log_ratio, pair.out) / pair.target_total
-    torch.div(pair.student, pair.total, out=pair.out)
-    pair.out.sub_(pair.target.div_(pair.target_total))
-    return value, torch.ones_like(pair.total)
-
-
-def _reverse_kl_(pair: _Pair) -> tuple[Tensor, Tensor]:
-    """sum p (log p - log q); gradient p (log p - log q - value)."""
-    value = -dot(pair.student, pair.log_ratio, pair.out) / pair.total
-    torch.add(pair.log_ratio, value, out=pair.out).mul_(pair.student)
-    return value, -1.0 / pair.total
-
-
-KLS: dict[str, Callable[[_Pair], tuple[Tensor, Tensor]]] = {
-    "forward_kl": _forward_kl_,
-    "reverse_kl": _reverse_kl_,
-}
-
-
-def _jsd_(pair: _Pair, beta: float) -> tuple[Tensor, Tensor]:
-    """beta KL(q || M) + (1 - beta) KL(p || M); gradient (1 - beta) p (log p - log M - KL(p || M)).
-
-    log M - log p = log(1 - beta + beta q / p) needs no logarithm of a probability that underflows.
-    """
-    log_ratio = pair.log_ratio.clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    cost = exp_(log_ratio, pair.out).mul_(beta).add_(1.0 - beta).log_()
-    target_kl = log_ratio.sub_(cost).mul_(pair.target).sum(-1, keepdim=True) / pair.target_total
-    student_kl = -dot(pair.student, cost, pair.target) / pair.total
-    cost.add_(student_kl).mul_(pair.student)
-    return beta * target_kl + (1.0 - beta) * student_kl, (beta - 1.0) / pair.total
+def _by_autograd_(
+    logits: Tensor, target_logits: Tensor, divergence: Divergence, beta: float
+) -> RowResult:
+    """A divergence without a kernel: autograd through the whole rows, about five of them per row in memory."""
+    with torch.enable_grad():
+        leaf = logits.detach().clone().requires_grad_()
+        student_logp = leaf.log_softmax(-1)
+        value = divergence.value(student_logp, target_logits.log_softmax(-1), beta)
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+    student_logp = student_logp.detach()
+    entropy = -torch.where(student_logp == -torch.inf, 0.0, student_logp.exp() * student_logp).sum(
+        -1
+    )
+    logits.copy_(grad)
+    value = value.detach().double()
+    return RowResult(value=value, entropy=entropy.double(), factor=torch.ones_like(value))
 
 
 def on_support_(
@@ -175,12 +135,7 @@ def on_support_(
 
 def support_slopes(route: Route) -> Slopes:
     """Value and slope of a top-K route, by autograd on the K + 1 entries of divergences.py."""
-    if route.divergence == "jsd":
-
-        def pair(student: Tensor, target: Tensor) -> Tensor:
-            return divergences.generalized_jsd(student, target, route.beta)
-    else:
-        pair = getattr(divergences, route.divergence)
+    pair = divergences.of_route(route).at(route.beta)
 
     def slopes(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -193,27 +148,13 @@ def support_slopes(route: Route) -> Slopes:
 
 
 def sampled_slopes(route: Route) -> Slopes:
-    """Value and slope of the one-sample estimate at y ~ student, with r = log p(y) - log q(y).
-
-    Reverse KL: value r, slope r, so that the gradient is r d log p(y): in expectation that of the
-    full KL (the score-function estimate; TRL's and Thinking Machines' sampled-token loss).
-    Forward KL: value -(q/p) r, slope -q/p. JSD: value beta (q/p) log(q/M) + (1 - beta) log(p/M),
-    slope (1 - beta) log(p/M). The value may be negative; only its mean is a divergence.
-    """
-    kind = effective_divergence(route)
+    """Value and slope of the divergence's one-sample estimate; the rest of the vocabulary has slope 0."""
+    divergence = divergences.of_route(route)
+    assert divergence.estimate is not None  # checked where the method is made
+    estimate = divergence.estimate
 
     def slopes(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
-        log_ratio = student_logp[:, 0] - target_logp[:, 0]
-        inverse = (-log_ratio).exp()
-        if kind == "reverse_kl":
-            value = slope = log_ratio
-        elif kind == "forward_kl":
-            value, slope = -inverse * log_ratio, -inverse
-        else:
-            student_part = -torch.log1p(route.beta * (inverse - 1.0))
-            target_part = inverse * (student_part - log_ratio)
-            value = route.beta * target_part + (1.0 - route.beta) * student_part
-            slope = (1.0 - route.beta) * student_part
+        value, slope = estimate(student_logp[:, 0], target_logp[:, 0], route.beta)
         return value, torch.stack([slope, torch.zeros_like(slope)], -1)
 
     return slopes

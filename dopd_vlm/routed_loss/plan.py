@@ -7,22 +7,37 @@ import torch
 from torch import Tensor
 
 from dopd_vlm import routing
+from dopd_vlm.errors import unknown
 from dopd_vlm.methods import Method
-from dopd_vlm.routed_loss.head import Head, as_head
+from dopd_vlm.routed_loss.head import Head
 from dopd_vlm.routed_loss.softmax import Softmax, chunk_dtype
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
-from dopd_vlm.routing import Statistic, Thresholds
+from dopd_vlm.routing import Thresholds
 from dopd_vlm.types import Regime, Route
+
+TARGETS = ("teacher", "self_target")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Student:
+    """The side that learns."""
+
+    hidden: Tensor
+    """[B, T, H] with gradient, at the positions that predict each completion token."""
+    head: Head
+    """Its weight and bias get a gradient if they require one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Target:
     """One distribution to learn from; detached."""
 
-    hidden: Tensor | None
-    """[B, T, H]"""
-    head: Head | None
-    scores: TargetScores | None
+    hidden: Tensor | None = None
+    """[B, T, H'] at the positions that predict each completion token; None where scores are enough."""
+    head: Head | None = None
+    scores: TargetScores | None = None
+    """Results of `target_scores` at the loss's temperature, `vocab_size` = the smallest of the heads' widths
+    and the method's top-K of this target; None computes them where they are needed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,18 +96,26 @@ def needs_target_logits(route: Route) -> bool:
     return route.top_k is None or route.support == "student"
 
 
-def target_of(
-    hidden: Tensor | None,
-    head: Tensor | Head | None,
-    bias: Tensor | None,
-    scores: TargetScores | None,
-) -> Target:
-    """The arguments of one target as a record without gradient."""
-    return Target(
-        hidden=None if hidden is None else hidden.detach(),
-        head=None if head is None else as_head(head, bias).detach(),
-        scores=scores,
-    )
+def complete(targets: Mapping[str, Target], student: Student) -> dict[str, Target]:
+    """Both targets by name, detached; the self-target's head is the student's unless it brings its own.
+
+    Raises:
+        ValueError: a target of another name.
+    """
+    for name in targets:
+        if name not in TARGETS:
+            raise unknown("target", name, TARGETS)
+    complete = {name: targets.get(name, Target()) for name in TARGETS}
+    if complete["self_target"].head is None:
+        complete["self_target"] = replace(complete["self_target"], head=student.head)
+    return {
+        name: replace(
+            target,
+            hidden=None if target.hidden is None else target.hidden.detach(),
+            head=None if target.head is None else target.head.detach(),
+        )
+        for name, target in complete.items()
+    }
 
 
 def scored(target: Target, method: Method, name: str, tokens: Tokens) -> Target:
@@ -123,17 +146,16 @@ def scored(target: Target, method: Method, name: str, tokens: Tokens) -> Target:
 
 
 def _check(target: Target, method: Method, name: str, width: int) -> None:
-    argument = "teacher" if name == "teacher" else "privileged"
     routes = [r for r in method.routes.values() if r.target == name and r.weight != 0.0]
     needed = method.needs_teacher if name == "teacher" else method.needs_self_target
     is_deep = any(needs_target_logits(route) for route in routes)
     if needed and target.hidden is None and (target.scores is None or is_deep):
-        raise ValueError(f"method {method.name!r} needs {argument}_hidden; got None")
+        raise ValueError(f"method {method.name!r} needs hidden states of its {name}; got None")
     if target.hidden is not None and target.head is None:
-        raise ValueError(f"{argument}_hidden needs {argument}_head beside it; got None")
+        raise ValueError(f"hidden states of the {name} need its head beside them; got None")
     if target.scores is not None and target.scores.width != width:
         raise ValueError(
-            f"{argument}_scores ran over {target.scores.width} vocabulary entries, the loss over "
+            f"scores of the {name} ran over {target.scores.width} vocabulary entries, the loss over "
             f"{width}: call target_scores with vocab_size={width}"
         )
 
@@ -143,23 +165,21 @@ def regimes(
     mask: Tensor,
     thresholds: Thresholds | None,
     trim: float,
-    statistic: Statistic | float,
 ) -> Tensor:
     """Regime per token, -1 where masked; all HT where one target alone was scored.  int64 [B, T]
 
-    logp: {"teacher": [B, T], "student": [B, T]}, of the sampled tokens at temperature 1.
+    logp: {"teacher": [B, T], "self_target": [B, T]}, of the sampled tokens at temperature 1.
     """
-    teacher, student = logp["teacher"], logp["student"]
-    if teacher is None or student is None or not bool(mask.any()):
+    teacher, own = logp["teacher"], logp["self_target"]
+    if teacher is None or own is None or not bool(mask.any()):
         return torch.where(mask.bool(), int(Regime.HT), -1)
     if thresholds is None:
-        thresholds = routing.thresholds(teacher, student, mask, trim, statistic=statistic)
-    return routing.assign_regimes(teacher, student, mask, thresholds)
+        thresholds = routing.thresholds(teacher, own, mask, trim)
+    return routing.assign_regimes(teacher, own, mask, thresholds)
 
 
 def make_plan(
-    student_hidden: Tensor,
-    student: Head,
+    student: Student,
     targets: Mapping[str, Target],
     tokens: Tokens,
     method: Method,
@@ -167,7 +187,7 @@ def make_plan(
     weight: Tensor,
 ) -> Plan:
     """What pass 2 has to do; of the targets' supports it holds only the rows that need them."""
-    dtype = chunk_dtype(student_hidden, student.weight)
+    dtype = chunk_dtype(student.hidden, student.head.weight)
     positions = tokens.mask.flatten().nonzero().squeeze(-1)
     row_regime = regime.flatten()[positions]
     ids = tokens.ids.flatten()[positions]
@@ -182,7 +202,7 @@ def make_plan(
             Group(route=route, rows=rows, support=support, hidden=target.hidden, head=target.head)
         )
     return Plan(
-        head=student.detach(),
+        head=student.head.detach(),
         groups=tuple(groups),
         positions=positions,
         weights=weight.flatten()[positions].to(dtype),

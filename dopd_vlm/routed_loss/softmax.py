@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dopd_vlm.divergence_kernels import exp_
+
 CPU_CHUNK_BYTES = 32 << 20
 """Size of one logits buffer on CPU; less of it makes the matrix products slower."""
 CPU_CACHE_BYTES = 1 << 20
@@ -22,7 +24,6 @@ CUDA_FREE_SHARE = 0.05
 MAX_CUDA_CHUNK_BYTES = 1 << 30
 LEAST_SUM, GREATEST_SUM = 1e-15, 1e20
 """Sums of unshifted exponentials in this range lose nothing to under- or overflow in float32."""
-LOG2_E = math.log2(math.e)
 LEAST_REST = 1e-38
 """Stands for the mass outside a support where it underflows, so that its logarithm is finite."""
 
@@ -109,14 +110,6 @@ class Partition:
     """[C, K + 1]; last: all tokens outside the support together"""
     normaliser: Tensor
     """[C, 1] log sum exp(logits)"""
-
-
-def exp_(values: Tensor, out: Tensor) -> Tensor:
-    """exp(values) in out, which may be values."""
-    if values.device.type != "cpu":
-        return torch.exp(values, out=out)
-    # A third of the time of MKL's exp; the product rounds as much as a logit itself is rounded.
-    return torch.mul(values, LOG2_E, out=out).exp2_()
 
 
 def exponentials_(logits: Tensor, ids: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:

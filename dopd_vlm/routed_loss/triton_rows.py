@@ -16,15 +16,14 @@ import torch
 import triton
 from torch import Tensor
 
+from dopd_vlm import divergences
 from dopd_vlm.routed_loss import triton_kernels as kernels
-from dopd_vlm.routed_loss.gradients import RowResult, Slopes, effective_divergence
+from dopd_vlm.routed_loss.gradients import RowResult, Slopes
 from dopd_vlm.routed_loss.softmax import Partition, partition_of
 from dopd_vlm.types import Route
 
 FOLD = 32
 """Entries whose maximum stands for them in the search for the top-K."""
-KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
-"""Divergences with a kernel, by the number that the kernels know."""
 EXCLUDED = torch.finfo(torch.float32).min
 
 
@@ -201,11 +200,11 @@ def support_grad_(
 
 
 def full_grad_(logits: Logits, target: Logits, route: Route, out: Tensor) -> RowResult:
-    """Value and gradient of a full-vocabulary divergence with a kernel (KINDS).
+    """Value and gradient of a full-vocabulary divergence that has a Triton kernel.
 
     Writes d value / d z into out [C, V]; the rows stay as they are. The result's factor is 1.
     """
-    kind = KINDS[effective_divergence(route)]
+    kind = divergences.of_route(route).kernels["triton"]
     log_sum, expected = row_stats(logits)
     target_log_sum, _ = row_stats(target)
     count, width = logits.raw.shape
@@ -225,8 +224,8 @@ def full_grad_(logits: Logits, target: Logits, route: Route, out: Tensor) -> Row
     kernels.full_grad_kernel[(count, triton.cdiv(width, block))](
         *rows, student_part, out, out.stride(0), *scalars, KIND=kind, **flags, BLOCK=block
     )
-    student_weight = 1.0 - route.beta if kind == KINDS["jsd"] else 1.0
-    target_weight = route.beta if kind == KINDS["jsd"] else 1.0
+    is_mixed = kind == divergences.DIVERGENCES["jsd"].kernels["triton"]
+    student_weight, target_weight = (1.0 - route.beta, route.beta) if is_mixed else (1.0, 1.0)
     return RowResult(
         value=student_weight * student_part + target_weight * target_part,
         entropy=log_sum - expected,

@@ -27,7 +27,7 @@ def histogram_record(output: StepOutput, accelerator: Accelerator) -> dict[str, 
     """Counts over the valid tokens of all processes; None for a method that does not route by gap.
 
     {"gap_edges": [GAP_BINS + 1], "gap_counts": [GAP_BINS], "q_counts": [q_T bin][q_S bin],
-    "threshold": {"gap", "q_student", "q_teacher"}}. A collective: every process calls it.
+    "threshold": {"gap", "q_self", "q_teacher"}}. A collective: every process calls it.
     """
     if output.thresholds is None:
         return None

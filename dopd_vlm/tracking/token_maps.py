@@ -18,9 +18,9 @@ from dopd_vlm.models.policy import Policy, output_head
 from dopd_vlm.models.scores import completion_hidden
 from dopd_vlm.routed_loss.loss import LossOutput
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
-from dopd_vlm.routing import Thresholds
+from dopd_vlm.routing import Counts, Thresholds
 from dopd_vlm.training.state import EncodedSample, TrainState
-from dopd_vlm.training.step import Counts, completion_text, micro_batch_loss, sample_completions
+from dopd_vlm.training.step import completion_text, micro_batch_loss, sample_completions
 from dopd_vlm.training.targets import MicroBatch, batch_thresholds, score_targets
 from dopd_vlm.types import Regime, Rollout, Sample, ViewName
 
@@ -82,13 +82,13 @@ def token_maps(
 
     Returns:
         One record a sample, in order: `uid`, `step`, `method`, `finish_reason`, `text`, `correct`
-        or None, `threshold` (`gap`, `q_student`, `q_teacher`, `of`: "batch" or "probes") or None,
+        or None, `threshold` (`gap`, `q_self`, `q_teacher`, `of`: "batch" or "probes") or None,
         and lists with one entry a token: `tokens`; `regime` (0 LH, 1 LL, 2 HT, 3 HS, -1 an outlier
         that is left out; None for a method that does not route by gap); `loss` (unweighted
-        divergence, nats); `weight` (of the route); `q_plain`, `q_student`, `q_teacher` (probability
+        divergence, nats); `weight` (of the route); `q_plain`, `q_self`, `q_teacher` (probability
         of the token under the student's plain and privileged view and the teacher); `gap` =
         |log q_T - log q_S| (nats; None unless the teacher scores the privileged view); and `top`:
-        {"student_plain", "student_privileged", "teacher"} -> a list of [token, probability] of the
+        {"student", "self_target", "teacher"} -> a list of [token, probability] of the
         TOP best. Entries of a model that the method does not have are None.
     """
     rollouts = sample_completions(state, samples, num_generations=1, seed=state.config.seed)
@@ -120,10 +120,8 @@ def token_maps(
 def _columns(state: TrainState, micro: MicroBatch, loss: LossOutput) -> list[dict[str, Any]]:
     """One dict of per-token lists for each sequence."""
     scores = {
-        "student_plain": _view_scores(state, state.student, "plain", micro),
-        "student_privileged": _view_scores(
-            state, state.self_target or state.student, "privileged", micro
-        ),
+        "student": _view_scores(state, state.student, "plain", micro),
+        "self_target": _view_scores(state, state.self_target or state.student, "privileged", micro),
         "teacher": _view_scores(state, state.teacher, state.method.teacher_view, micro),
     }
     ends = micro.batch.mask.sum(-1).cumsum(0).tolist()
@@ -146,9 +144,9 @@ def _column(
         name: None if found is None else found.logp[row, :length].double()
         for name, found in scores.items()
     }
-    teacher, student = logp["teacher"], logp["student_privileged"]
+    teacher, own = logp["teacher"], logp["self_target"]
     comparable = (
-        teacher is not None and student is not None and state.method.teacher_view == "privileged"
+        teacher is not None and own is not None and state.method.teacher_view == "privileged"
     )
     regime = loss.regime[row, :length].tolist()
     weights = [state.method.routes[Regime(kind)].weight if kind >= 0 else 0.0 for kind in regime]
@@ -157,9 +155,9 @@ def _column(
         "regime": regime if state.method.routes_by_gap else None,
         "loss": rounded(loss.per_token[row, :length]),
         "weight": weights,
-        "gap": rounded((teacher - student).abs()) if comparable else None,  # type: ignore[operator]
-        "q_plain": _probabilities(logp["student_plain"]),
-        "q_student": _probabilities(student),
+        "gap": rounded((teacher - own).abs()) if comparable else None,  # type: ignore[operator]
+        "q_plain": _probabilities(logp["student"]),
+        "q_self": _probabilities(own),
         "q_teacher": _probabilities(teacher),
         "top": {name: _top(state, found, rows) for name, found in scores.items()},
     }

@@ -92,6 +92,7 @@ def configured_method(config: RunConfig) -> Method:
         tail=chosen.tail,
         light_weight=chosen.light_weight,
         weak_weight=chosen.weak_weight,
+        reduction=chosen.reduction,
     )
 
 

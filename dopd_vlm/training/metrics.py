@@ -54,7 +54,7 @@ def batch_averages(sums: Mapping[str, float]) -> dict[str, float]:
     for name in ("lh", "ll", "ht", "hs"):
         metrics[f"share/{name}"] = mean(f"count/{name}", "count/tokens")
         metrics[f"divergence/{name}"] = mean(f"divergence/{name}", f"count/{name}")
-    for name in ("gap/all", "prob/student", "prob/teacher"):
+    for name in ("gap/all", "prob/self_target", "prob/teacher"):
         if name in sums:
             metrics[name.replace("/all", "/mean")] = mean(name, "count/tokens")
     return metrics

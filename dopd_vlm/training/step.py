@@ -16,11 +16,11 @@ from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.models.policy import Policy, output_head
 from dopd_vlm.models.scores import completion_hidden
 from dopd_vlm.rollout.own import generate
-from dopd_vlm.routed_loss.loss import LossOutput, routed_loss
-from dopd_vlm.routing import Thresholds
+from dopd_vlm.routed_loss import LossOutput, Student, Target, routed_loss
+from dopd_vlm.routing import Counts, Thresholds
 from dopd_vlm.training.metrics import batch_averages, batch_sums, total_of
 from dopd_vlm.training.state import EncodedSample, TrainState
-from dopd_vlm.training.targets import MicroBatch, batch_thresholds, score_targets
+from dopd_vlm.training.targets import MicroBatch, ScoredTarget, batch_thresholds, score_targets
 from dopd_vlm.types import Rollout, Sample
 
 
@@ -162,14 +162,6 @@ def completion_text(policy: Policy, rollout: Rollout) -> str:
     return text
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """What divides the loss, over all processes."""
-
-    num_sequences: int
-    num_tokens: int
-
-
 def batch_counts(state: TrainState, rollouts: Sequence[Rollout]) -> Counts:
     """Sequences and completion tokens of the optimizer batch."""
     tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
@@ -218,26 +210,27 @@ def micro_batch_loss(
     batch = micro.batch.to(student.device)
     with state.accelerator.autocast(), recomputing(state):
         hidden = completion_hidden(student, batch, features)
-    teacher, own = micro.teacher, micro.self_target
+    targets = {
+        "teacher": _loss_target(micro.teacher, state.teacher),
+        "self_target": _loss_target(micro.self_target, state.self_target),
+    }
     return routed_loss(
-        hidden,
-        output_head(student),
-        own.hidden if own else None,
-        teacher.hidden if teacher else None,
-        output_head(state.teacher) if state.teacher else None,
+        Student(hidden=hidden, head=output_head(student)),
+        {name: target for name, target in targets.items() if target is not None},
         batch.completion_ids,
         batch.mask,
         state.method,
-        privileged_head=output_head(state.self_target) if state.self_target else None,
         thresholds=limits,
-        num_sequences=counts.num_sequences,
-        num_tokens=counts.num_tokens,
-        reduction=method.reduction,
+        num_sequences=counts,
         temperature=method.temperature,
         chunk_size=method.chunk_size,
-        teacher_scores=teacher.scores if teacher else None,
-        privileged_scores=own.scores if own else None,
     )
+
+
+def _loss_target(scored: ScoredTarget | None, policy: Policy | None) -> Target | None:
+    if scored is None or policy is None:
+        return None
+    return Target(hidden=scored.hidden, head=output_head(policy), scores=scored.scores)
 
 
 def _check_finite(state: TrainState, micro: MicroBatch, output: LossOutput) -> None:

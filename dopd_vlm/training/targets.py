@@ -23,14 +23,14 @@ from dopd_vlm.types import Rollout, ViewName
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class ScoredTarget:
     """One frozen distribution's hidden states [B, T, H] and pass-1 scores on the sampled tokens."""
 
     hidden: Tensor
     mask: Tensor
     scores: TargetScores
 
-    def rows(self, part: slice, mask: Tensor) -> "Target":
+    def rows(self, part: slice, mask: Tensor) -> "ScoredTarget":
         """Sequences `part` of the scored ones, whose own mask is `mask`.
 
         The supports hold valid tokens only, in row order, so that a range of sequences is a range of them.
@@ -38,7 +38,7 @@ class Target:
         width, scores = mask.shape[1], self.scores
         first = int(self.mask[: part.start].sum())
         tokens = slice(first, first + int(mask.sum()))
-        return Target(
+        return ScoredTarget(
             hidden=self.hidden[part, :width],
             mask=mask,
             scores=replace(
@@ -58,8 +58,8 @@ class MicroBatch:
     samples: Sequence[EncodedSample]
     rollouts: Sequence[Rollout]
     batch: Batch
-    teacher: Target | None
-    self_target: Target | None
+    teacher: ScoredTarget | None
+    self_target: ScoredTarget | None
 
 
 Row = tuple[EncodedSample, Rollout]
@@ -82,11 +82,11 @@ def score_targets(
         teacher = _target(
             state, state.teacher, method.teacher_view, method.teacher_top_k, chosen, features
         )
-        own_view, own_k = method.self_target_view, method.self_target_top_k
-        own = _target(state, state.self_target, own_view, own_k, chosen, features)
+        view, top_k = method.self_target_view, method.self_target_top_k
+        self_target = _target(state, state.self_target, view, top_k, chosen, features)
         for first in range(0, len(chosen), optim.micro_batch_size):
             part = slice(first, first + optim.micro_batch_size)
-            micro_batches.append(_micro_batch(state, chosen[part], part, teacher, own))
+            micro_batches.append(_micro_batch(state, chosen[part], part, teacher, self_target))
     return micro_batches
 
 
@@ -120,8 +120,8 @@ def _micro_batch(
     state: TrainState,
     rows: Sequence[Row],
     part: slice,
-    teacher: Target | None,
-    own: Target | None,
+    teacher: ScoredTarget | None,
+    self_target: ScoredTarget | None,
 ) -> MicroBatch:
     # Checkpointed layers recompute without a cache: each completion then brings its own prompt.
     share = not state.config.optim.gradient_checkpointing and can_share(state.student)
@@ -131,7 +131,7 @@ def _micro_batch(
         rollouts=[rollout for _, rollout in rows],
         batch=batch,
         teacher=teacher and teacher.rows(part, batch.mask),
-        self_target=own and own.rows(part, batch.mask),
+        self_target=self_target and self_target.rows(part, batch.mask),
     )
 
 
@@ -151,7 +151,7 @@ def _target(
     top_k: int | None,
     rows: Sequence[Row],
     features: StepFeatures | None,
-) -> Target | None:
+) -> ScoredTarget | None:
     if policy is None:
         return None
     batch = _batch(rows, view, state.student.pad_id, share=can_share(policy)).to(policy.device)
@@ -167,7 +167,7 @@ def _target(
         vocab_size=state.vocab_size,
         chunk_size=state.config.method.chunk_size,
     )
-    return Target(hidden=hidden, mask=batch.mask.cpu(), scores=scores)
+    return ScoredTarget(hidden=hidden, mask=batch.mask.cpu(), scores=scores)
 
 
 def batch_thresholds(
@@ -189,7 +189,7 @@ def batch_thresholds(
     if options.threshold_scope == "batch" and not is_alone:
         scores = gather_rows(state.accelerator, scores)
     if len(scores) == 0:  # a process without rows routes nothing
-        return Thresholds(gap=math.inf, q_student=math.inf, q_teacher=math.inf)
+        return Thresholds(gap=math.inf, q_self=math.inf, q_teacher=math.inf)
     limits = thresholds(
         scores[:, 0].cpu(),
         scores[:, 1].cpu(),

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dopd_vlm.divergences import generalized_jsd
+from dopd_vlm.routed_loss import Head, LossOutput, Student, Target, routed_loss
 from dopd_vlm.routed_loss.head import product, product_, tiles
-from dopd_vlm.routed_loss.loss import LossOutput, routed_loss
 
 PEER_CHUNK = 64
 LIMIT_CHUNK = 512
@@ -66,11 +66,11 @@ def make_inputs(
 def run_ours(inputs: Inputs, name: str) -> LossOutput:
     """Forward and backward of one of our methods, both passes included."""
     output = routed_loss(
-        inputs.hidden,
-        inputs.head,
-        inputs.privileged,
-        inputs.teacher,
-        inputs.teacher_head,
+        Student(hidden=inputs.hidden, head=Head(weight=inputs.head)),
+        {
+            "teacher": Target(hidden=inputs.teacher, head=Head(weight=inputs.teacher_head)),
+            "self_target": Target(hidden=inputs.privileged),
+        },
         inputs.ids,
         inputs.mask,
         name,

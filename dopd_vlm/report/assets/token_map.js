@@ -118,14 +118,14 @@ function tokenMaps(root) {
     const rows = [["regime", map.regime ? paintOf(map, index).name : "-"], ["loss, nats", number(pick("loss"))],
       ["gap, nats", number(pick("gap"))], ["weight", number(pick("weight"), 2)],
       ["q_T", number(pick("q_teacher"))], ["gap threshold", map.threshold ? number(map.threshold.gap) : "-"],
-      ["q_S", number(pick("q_student"))], ["q plain student", number(pick("q_plain"))]];
+      ["q_S", number(pick("q_self"))], ["q plain student", number(pick("q_plain"))]];
     for (const [name, value] of rows) {
       const cell = make("dd", "", value);
       cell.dataset.name = name;
       list.append(make("dt", "", name), cell);
     }
     const tops = make("div", "tm-tops");
-    for (const [name, heading] of [["student_plain", "student plain"], ["student_privileged", "student privileged"],
+    for (const [name, heading] of [["student", "student plain"], ["self_target", "student privileged"],
       ["teacher", "teacher"]])
       tops.append(top(heading, map.top[name] ? map.top[name][index] : null, id));
     tip.replaceChildren(title, list, tops);

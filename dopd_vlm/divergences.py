@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dopd_vlm import divergence_kernels, plugins
+from dopd_vlm import plugins
 from dopd_vlm.errors import unknown
 from dopd_vlm.types import Route, Tail
 
@@ -201,8 +201,8 @@ class Divergence:
     """From the sampled token alone, so that slope x d log p(y) is on average the gradient of the value.
     None: `support: sampled` is refused."""
     kernels: Mapping[str, Any] = field(default_factory=dict)
-    """What replaces autograd through whole rows: `torch`, a kernel of divergence_kernels.py; `triton`, the
-    number under which the kernels of routed_loss/triton_kernels.py know it."""
+    """What replaces autograd through whole rows, by backend: `torch`, a function of
+    routed_loss/torch_kernels.py's form. The built-in ones stand in that file."""
 
     def at(self, beta: float) -> PairDivergence:
         """The value with beta filled in."""
@@ -239,19 +239,16 @@ DIVERGENCES: dict[str, Divergence] = {
         name="forward_kl",
         value=lambda student_logp, target_logp, beta: forward_kl(student_logp, target_logp),
         estimate=_estimate_forward_kl,
-        kernels={"torch": divergence_kernels.forward_kl_, "triton": 0},
     ),
     "reverse_kl": Divergence(
         name="reverse_kl",
         value=lambda student_logp, target_logp, beta: reverse_kl(student_logp, target_logp),
         estimate=_estimate_reverse_kl,
-        kernels={"torch": divergence_kernels.reverse_kl_, "triton": 1},
     ),
     "jsd": Divergence(
         name="jsd",
         value=generalized_jsd,
         estimate=_estimate_jsd,
-        kernels={"torch": divergence_kernels.jsd_, "triton": 2},
     ),
 }
 """All divergences by name; other packages add theirs (dopd_vlm/ADD_A_METHOD.md)."""

@@ -33,7 +33,6 @@ FLOORS = (
         "data_uri",
         "endpoint",
     ),
-    ("divergence_kernels",),
     ("divergences",),
     ("methods", "routing"),
     ("routed_loss",),

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from dopd_vlm import divergences
-from dopd_vlm.divergence_kernels import Pair, dot
 from dopd_vlm.divergences import Divergence
 from dopd_vlm.routed_loss.softmax import exponentials_, log_of, partition_of
+from dopd_vlm.routed_loss.torch_kernels import Pair, dot, kernel_of
 from dopd_vlm.types import Route
 
 Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -54,7 +54,7 @@ def full_(logits: Tensor, target_logits: Tensor, route: Route, scratch: Tensor) 
 def _full_lines_(
     logits: Tensor, target_logits: Tensor, divergence: Divergence, beta: float, scratch: Tensor
 ) -> RowResult:
-    kernel = divergence.kernels.get("torch")
+    kernel = kernel_of(divergence)
     if kernel is None:
         return _by_autograd_(logits, target_logits, divergence, beta)
     student, target = scratch

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dopd_vlm.divergence_kernels import exp_
+from dopd_vlm.routed_loss.torch_kernels import exp_
 
 CPU_CHUNK_BYTES = 32 << 20
 """Size of one logits buffer on CPU; less of it makes the matrix products slower."""

@@ -24,6 +24,8 @@ from dopd_vlm.types import Route
 
 FOLD = 32
 """Entries whose maximum stands for them in the search for the top-K."""
+KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
+"""Divergences that the kernels know, by number."""
 EXCLUDED = torch.finfo(torch.float32).min
 
 
@@ -204,7 +206,7 @@ def full_grad_(logits: Logits, target: Logits, route: Route, out: Tensor) -> Row
 
     Writes d value / d z into out [C, V]; the rows stay as they are. The result's factor is 1.
     """
-    kind = divergences.of_route(route).kernels["triton"]
+    kind = KINDS[divergences.of_route(route).name]
     log_sum, expected = row_stats(logits)
     target_log_sum, _ = row_stats(target)
     count, width = logits.raw.shape
@@ -224,7 +226,7 @@ def full_grad_(logits: Logits, target: Logits, route: Route, out: Tensor) -> Row
     kernels.full_grad_kernel[(count, triton.cdiv(width, block))](
         *rows, student_part, out, out.stride(0), *scalars, KIND=kind, **flags, BLOCK=block
     )
-    is_mixed = kind == divergences.DIVERGENCES["jsd"].kernels["triton"]
+    is_mixed = kind == KINDS["jsd"]
     student_weight, target_weight = (1.0 - route.beta, route.beta) if is_mixed else (1.0, 1.0)
     return RowResult(
         value=student_weight * student_part + target_weight * target_part,

@@ -8,10 +8,13 @@ Shapes: L rows, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from dopd_vlm.divergences import Divergence
 
 LOG2_E = math.log2(math.e)
 MAX_LOG_RATIO = 80.0
@@ -76,3 +79,14 @@ def jsd_(pair: Pair, beta: float) -> tuple[Tensor, Tensor]:
     student_kl = -dot(pair.student, cost, pair.target) / pair.total
     cost.add_(student_kl).mul_(pair.student)
     return beta * target_kl + (1.0 - beta) * student_kl, (beta - 1.0) / pair.total
+
+
+Kernel = Callable[[Pair, float], tuple[Tensor, Tensor]]
+
+KERNELS: dict[str, Kernel] = {"forward_kl": forward_kl_, "reverse_kl": reverse_kl_, "jsd": jsd_}
+"""Those of the built-in divergences, by name."""
+
+
+def kernel_of(divergence: Divergence) -> Kernel | None:
+    """The divergence's kernel for torch; None where autograd has to do."""
+    return divergence.kernels.get("torch", KERNELS.get(divergence.name))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dopd_vlm import divergences, plugins
+from dopd_vlm.config import RunConfig
 from dopd_vlm.errors import unknown
 from dopd_vlm.types import Reduction, Regime, Route, Tail, ViewName
 
@@ -245,3 +246,18 @@ def adjusted(
 
     routes = {regime: route_of(regime, route) for regime, route in method.routes.items()}
     return replace(method, self_target=self_target, routes=routes, reduction=reduction)
+
+
+def configured_method(config: RunConfig) -> Method:
+    """The table named in the config, with the config's choices where the paper leaves one."""
+    chosen = config.method
+    return adjusted(
+        method(chosen.name),
+        self_target=chosen.self_target,
+        top_k=chosen.top_k,
+        support=chosen.support,
+        tail=chosen.tail,
+        light_weight=chosen.light_weight,
+        weak_weight=chosen.weak_weight,
+        reduction=chosen.reduction,
+    )

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import torch
 from accelerate.utils import set_seed
@@ -32,14 +33,22 @@ from dopd_vlm.types import Sample
 
 log = logging.getLogger(__name__)
 
-Evaluate = Callable[[Policy, int, bool], Mapping[str, float]]
-"""(student, step, is_last) -> {metric name: value}; called on every process."""
 ScoreAnswer = Callable[[str, Sample], float]
 """(completion text, sample) -> correctness in [0, 1]."""
 PROBE_SIZE = 64
 """Prompts of the privilege probe over all processes."""
 LOGGED_SAMPLES = 4
 """Decoded completions kept at each checkpoint."""
+
+
+class Evaluate(Protocol):
+    """What measures the student between steps; called on every process."""
+
+    def __call__(
+        self, student: Policy, step: int, is_last: bool, *, teacher: Policy | None
+    ) -> Mapping[str, float]:
+        """{metric name: value}; `teacher` is the run's own, None where its method needs none."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +217,9 @@ class Loop:
         """Benchmarks, and the privilege probe: is the student better when it sees what the teacher sees?"""
         state, view = self.state, self.tracker.view
         view.status(f"evaluation at step {state.step}")
-        values = dict(self.evaluate(state.student, state.step, is_last)) if self.evaluate else {}
+        values: dict[str, float] = {}
+        if self.evaluate is not None:
+            values |= self.evaluate(state.student, state.step, is_last, teacher=state.teacher)
         if self.score_answer is not None:
             values |= self.probe(self.score_answer)
         self.tracker.measured(state.step, values)

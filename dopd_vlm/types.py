@@ -6,10 +6,12 @@ Letters in shapes: B sequences, T completion tokens, V vocabulary, H hidden size
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from PIL import Image
+
+if TYPE_CHECKING:  # a recipe and its help need no torch
+    import torch
 
 ViewName = Literal["plain", "privileged"]
 Message = dict[str, Any]
@@ -76,9 +78,9 @@ class Rollout:
     """One sampled completion; its ids travel as sampled and are never decoded and encoded again."""
 
     uid: str
-    completion_ids: torch.Tensor
+    completion_ids: "torch.Tensor"
     """int64 [T], EOS kept."""
-    sampler_logp: torch.Tensor
+    sampler_logp: "torch.Tensor"
     """fp32 [T], log-prob in nats of each token under the distribution that was sampled from."""
     finish_reason: Literal["stop", "length"]
 

@@ -1,6 +1,6 @@
 """Lets a strong model write privileged annotations, recheck them, and drops what is not good.
 
-    python scripts/annotate.py rows/ --endpoint http://HOST/v1 --model NAME --kind boxes,hints --out annotated/
+    dopd annotate rows/ --endpoint http://HOST/v1 --model NAME --kind boxes,hints --out annotated/
 
 Works with any OpenAI-compatible endpoint; the key is read from the environment (--key-variable).
 OUT then holds metadata.jsonl with the images (rows that validate.py, preview.py and train.py
@@ -25,15 +25,16 @@ from dopd_vlm.data.annotate.pipeline import Progress as Counts
 from dopd_vlm.data.annotate.requests import WORDINGS
 from dopd_vlm.data.coords import FAMILIES
 from dopd_vlm.endpoint import Endpoint
+from dopd_vlm.scripts.wiring.command_line import command_parser
 from dopd_vlm.scripts.wiring.samples import rows_of
 
 LINE_EVERY_S = 30.0
 """How often a line is printed where there is no terminal."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """0 all rows finished, 1 some are still without replies, 2 wrong arguments, 130 interrupted."""
-    options = _arguments()
+    options = _arguments(arguments)
     console = Console()
     key = os.environ.get(options.key_variable)
     try:
@@ -131,10 +132,8 @@ def _report(options: argparse.Namespace, outcome: Outcome, console: Console) -> 
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("annotate", __doc__)
     add = parser.add_argument
     add("rows", help="a data set as read_rows takes it, or embedded:NAME/SPLIT")
     add("--split", help="split of the data set")
@@ -174,8 +173,8 @@ def _arguments() -> argparse.Namespace:
         metavar=("IN", "OUT"),
         help="price of a million prompt and completion tokens, to show the cost",
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

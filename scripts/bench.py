@@ -1,19 +1,18 @@
-"""Measures time and memory: `loss` the routed loss alone, `step` whole steps, `rollout` sampling.
+"""Measure time and memory: the loss, whole steps, sampling, data.
 
-    python scripts/bench.py loss --help
-    python scripts/bench.py step --help
-    python scripts/bench.py rollout --help
-    python scripts/bench.py data --help
-    python scripts/bench.py streaming --help
+    dopd bench loss --help
 
-Each subcommand is the `main(argv)` of benchmarks/<subcommand>.py, imported when it is called.
+Each kind is the `main(arguments)` of benchmarks/<kind>.py, imported when it is called.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {
+from dopd_vlm.scripts.wiring.command_line import command_parser
+
+KINDS = {
     "loss": "the routed loss against its peers and against its matrix products alone",
     "step": "whole optimizer steps, seconds per phase, against TRL's trainer",
     "rollout": "sampling, against Hugging Face's generate and generate_batch",
@@ -22,16 +21,16 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    """Hands the arguments after the subcommand to its module."""
-    listing = "\n".join(f"  {name}  {what}" for name, what in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__}\n{listing}", formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("command", choices=list(COMMANDS))
-    command = parser.parse_args(sys.argv[1:2]).command
-    import_module(f"dopd_vlm.scripts.benchmarks.{command}").main(sys.argv[2:])
+def main(arguments: Sequence[str]) -> int:
+    """Hands the arguments after the kind to its module."""
+    listing = "\n".join(f"  {name:10} {what}" for name, what in KINDS.items())
+    parser = command_parser("bench", f"{__doc__}\n{listing}")
+    parser.add_argument("kind", choices=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("others", nargs=argparse.REMAINDER, metavar="...", help="of that kind")
+    kind = parser.parse_args(arguments[:1]).kind
+    import_module(f"dopd_vlm.scripts.benchmarks.{kind}").main(list(arguments[1:]))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,14 +1,13 @@
 """Reads a task's real rows from a file and tries gold and wrong answers on its scorer.
 
-    python scripts/check_task_rows.py math500 MATH-500/test.jsonl
-    python scripts/check_task_rows.py mmmu mmmu.parquet --no-pictures --limit 100
+    dopd check-task-rows math500 MATH-500/test.jsonl
+    dopd check-task-rows mmmu mmmu.parquet --no-pictures --limit 100
 
 Gold answers must count, wrong ones and empty texts must not. Where rows have no answer that a text
 can give (LiveCodeBench's programs, instructions to follow) only reading and the empty text are tried.
 Exits with 1 when a verdict is wrong or a row cannot be read.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,8 @@ from dopd_vlm.eval.benchmarks.benchmark import Benchmark, load_benchmark
 from dopd_vlm.eval.benchmarks.convert import Row, convert
 from dopd_vlm.eval.official.autologi import solve
 from dopd_vlm.eval.scorers import LETTERS, row_scorer
-from dopd_vlm.scripts.wiring.task_samples import task_rows
+from dopd_vlm.scripts.wiring.command_line import command_parser
+from dopd_vlm.scripts.wiring.samples import task_rows
 from dopd_vlm.types import Sample
 
 SHOWN = 5
@@ -41,11 +41,9 @@ class Verdicts:
             self.wrong.append(f"{sample.uid}: {text[:80]!r} ({why}), gold {sample.answer[:80]!r}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Reads the arguments, checks, reports."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("check-task-rows", __doc__)
     parser.add_argument("task", help="a name in eval/tasks or a YAML file")
     parser.add_argument("rows", help="file or folder of rows in the benchmark's own schema")
     parser.add_argument("--limit", type=int, help="first rows only")
@@ -215,4 +213,4 @@ WRONG: dict[str, Callable[[Sample], str | None]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

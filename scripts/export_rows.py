@@ -1,33 +1,32 @@
 """Writes a data set as one Parquet file with its images inside, in our form or another trainer's.
 
-    python scripts/export_rows.py parquet rows/ rows.parquet
-    python scripts/export_rows.py trl rows/ trl.parquet --annotations boxes hints
+    dopd export-rows parquet rows/ rows.parquet
+    dopd export-rows trl rows/ trl.parquet --annotations boxes hints
 
 `trl` puts the teacher's text into `privileged_context`, `verl` its images into `bbox_images`.
 Rows that make no sample are left out and counted.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dopd_vlm.data.formats.exporters import EXPORTERS, export
 from dopd_vlm.data.validate import MAX_LISTED
+from dopd_vlm.scripts.wiring.command_line import command_parser
 from dopd_vlm.scripts.wiring.samples import rows_of
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Reads the arguments, writes, reports; 1 when a row was left out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("export-rows", __doc__)
     parser.add_argument("kind", choices=sorted(EXPORTERS))
     parser.add_argument("source", help="a data set as read_rows takes it, or embedded:NAME/SPLIT")
     parser.add_argument("out", type=Path, help="the Parquet file to write")
     parser.add_argument("--split", help="split of the data set")
     parser.add_argument("--annotations", nargs="*", default=[], help="NAME or NAME:FORM")
     parser.add_argument("--coords", default="qwen3", help="coordinates of places in the text")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     pairs = [name.partition(":") for name in options.annotations]
     chosen = [(name, form) if form else name for name, _, form in pairs]
     try:
@@ -43,4 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,24 +1,22 @@
 """Turns other projects' files into a folder of rows.
 
-    python scripts/import_rows.py coco instances.json --images DIR --out rows/
+    dopd import-rows coco instances.json --images DIR --out rows/
 
 Upright JPEG, PNG and WebP images are kept as they are (linked where possible), others become
 PNG. Rows whose images cannot be loaded are left out and listed in OUT/skipped.jsonl.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dopd_vlm.data.formats.importers import IMPORTERS, QUESTION, import_folder
+from dopd_vlm.scripts.wiring.command_line import command_parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Reads the arguments, imports, reports; 1 when a row was skipped."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("import-rows", __doc__)
     parser.add_argument("kind", choices=sorted(IMPORTERS))
     parser.add_argument("source", type=Path, help="the file, or the folder")
     parser.add_argument("--images", type=Path, help="folder of the images; default: the source's")
@@ -41,4 +39,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

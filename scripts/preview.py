@@ -1,9 +1,9 @@
 """Writes an HTML page that shows, row by row, what the student sees and what the teacher sees.
 
-    python scripts/preview.py scripts/recipes/demo.yaml --rows 20
-    python scripts/preview.py scripts/recipes/demo.yaml --checkpoint runs/demo/checkpoint
-    python scripts/preview.py data/assets/photos --annotations boxes:both hints
-    python scripts/preview.py --import coco instances.json --images DIR --out rows/
+    dopd preview scripts/recipes/demo.yaml --rows 20
+    dopd preview scripts/recipes/demo.yaml --checkpoint runs/demo/checkpoint
+    dopd preview data/assets/photos --annotations boxes:both hints
+    dopd preview --import coco instances.json --images DIR --out rows/
 
 A recipe brings its rows, annotation types and the student's chat template. With --checkpoint each
 row has a rollout of that student, every token coloured by its regime: point at one to see gap,
@@ -26,8 +26,8 @@ from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.formats.importers import IMPORTERS, import_folder
 from dopd_vlm.data.preview import Prompts, ShownToken, preview_page, readable_prompts
 from dopd_vlm.data.views import AnnotationChoice, make_samples
-from dopd_vlm.models.encoder import EncodedPrompt, collate
 from dopd_vlm.prompts import PromptTemplate, build_prompts
+from dopd_vlm.scripts.wiring.command_line import command_parser, is_recipe, recipe_path
 from dopd_vlm.scripts.wiring.samples import local_path, resolved, rows_of, score_answer
 from dopd_vlm.types import Message, Sample
 
@@ -48,7 +48,7 @@ class Subject:
     config: RunConfig | None = None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Reads the arguments and writes the page; 2 when they or the rows are wrong."""
     options = _arguments(arguments)
     try:
@@ -157,6 +157,8 @@ def _trained_on(sample: Sample, prompt: Sequence[int], tokenizer: Any) -> tuple[
     """The plain prompt and the row's worked answer, or its answer, with the mask of the loss."""
     import torch
 
+    from dopd_vlm.models.encoder import EncodedPrompt, collate
+
     text = str(sample.source.get("solution") or sample.answer)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -192,8 +194,8 @@ def _processor(model: str, *, needed: bool) -> Any:
 
 def _subject(options: argparse.Namespace) -> Subject:
     model = None if options.model is None else local_path(options.model)
-    if Path(options.source).suffix in (".yaml", ".yml"):
-        config = resolved(read_config(options.source))
+    if is_recipe(options.source):
+        config = resolved(read_config(recipe_path(options.source)))
         data = config.data
         return Subject(
             title=str(options.source),
@@ -242,10 +244,8 @@ def _choices(names: Sequence[str]) -> list[AnnotationChoice]:
     return [(name, form) if form else name for name, _, form in pairs]
 
 
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("preview", __doc__)
     parser.add_argument(
         "source", nargs="?", help="a recipe (.yaml), a data set as read_rows takes it, embedded:..."
     )
@@ -275,4 +275,4 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
 """The page of a run, or of several runs side by side, from their run folders alone.
 
-python scripts/report.py runs/a                              # runs/a/report.html
-python scripts/report.py runs/a runs/b --out cmp.html        # two to eight runs
-python scripts/report.py runs/a --figure routing.svg         # a still picture: svg, pdf or png
+dopd report runs/a                              # runs/a/report.html
+dopd report runs/a runs/b --out cmp.html        # two to eight runs
+dopd report runs/a --figure routing.svg         # a still picture: svg, pdf or png
 """
 
 import argparse
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from dopd_vlm.report.comparison import write_comparison
 from dopd_vlm.report.run_page import write_report
 from dopd_vlm.report.static_figure import write_still
+from dopd_vlm.scripts.wiring.command_line import command_parser
 
 if TYPE_CHECKING:
     from dopd_vlm.eval.results.results import Results
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Exit status: 0; 2 for what the command line or a folder gets wrong."""
     options = _parser().parse_args(arguments)
     try:
@@ -47,9 +48,8 @@ def final_scores(run_dirs: Sequence[Path]) -> list[dict[str, str]]:
 
     Differences only where both answered the same questions.
     """
-    from dopd_vlm.scripts.wiring.samples import (
-        last_evaluation,  # here: pages and pictures of one run need no benchmarks
-    )
+    # Here: the page of one run needs no benchmarks.
+    from dopd_vlm.scripts.wiring.evaluation import last_evaluation
 
     lines = []
     evaluations = [last_evaluation(path) for path in run_dirs]
@@ -97,9 +97,7 @@ def paired(one: "Results", first: "Results | None") -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("report", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", type=Path, help="where the page goes; RUN/report.html for one run")
     parser.add_argument(
@@ -111,4 +109,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

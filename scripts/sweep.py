@@ -1,12 +1,11 @@
 """One recipe under several methods and seeds, and a table of the final accuracies.
 
-    python scripts/sweep.py scripts/recipes/demo.yaml --methods dopd,opd,priv_s_to_s --seeds 0,1,2
+    dopd sweep demo --methods dopd,opd,priv_s_to_s --seeds 0,1,2
 
-Every run is a process of scripts/train.py in runs/sweep/METHOD-SEED; one that is finished is not run
+Every run is a process of `dopd train` in runs/sweep/METHOD-SEED; one that is finished is not run
 again, one that was interrupted goes on. The table gives mean +- standard error over the seeds, in %.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -18,13 +17,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-TRAIN = Path(__file__).with_name("train.py")
+from dopd_vlm.scripts.wiring.command_line import command_parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Exit status: 0; 1 where a run failed (the others are still made and shown)."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("recipe")
+    parser = command_parser("sweep", __doc__)
+    parser.add_argument("recipe", help="a recipe's file, or the name of one that ships")
     parser.add_argument("--methods", default="dopd,opd,priv_s_to_s,priv_t_to_s,priv_t_to_priv_s")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
@@ -55,7 +54,7 @@ def run(recipe: str, method: str, seed: str, out: Path, overrides: Sequence[str]
     ]  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
-        command = [sys.executable, str(TRAIN), recipe, *settings]
+        command = [sys.executable, "-m", "dopd_vlm.scripts.train", recipe, *settings]
         return subprocess.run(command, stdout=log, stderr=log, check=False).returncode == 0
 
 
@@ -99,4 +98,4 @@ def cell(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,64 +1,63 @@
 """Distil a student from a privileged teacher.
 
-    python scripts/train.py RECIPE [section.field=value ...] [--dry-run | --memory[=GIB]]
-    torchrun --nproc_per_node N scripts/train.py RECIPE ...        # or accelerate launch
-    python scripts/train.py --help                                 # every field of a recipe
+    dopd train RECIPE [section.field=value ...] [--dry-run | --memory[=GIB]]
+    torchrun --nproc_per_node N --master_addr 127.0.0.1 -m dopd_vlm.scripts.train RECIPE ...
+    dopd train --help                                              # every field of a recipe
 
+RECIPE is a YAML file, or the name of one that ships: demo, demo_text, ... `accelerate launch` starts
+it as `torchrun` does; without the package, `python scripts/train.py` is the same command.
 --dry-run resolves the recipe, checks the rows, shows the first prompts and says what would happen;
 it loads no model and needs no GPU.
 --memory predicts the peak memory of each phase of a step and says whether it fits this machine, or a
 GPU of GIB; it loads no weights, and for the paper's models it needs no network.
 """
 
+from __future__ import annotations
+
+import argparse
 import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.pretty import pprint
-from transformers.utils.logging import disable_progress_bar
 
 from dopd_vlm.config import RunConfig, parser, read_config
-from dopd_vlm.models.policy import process_state
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.scripts.wiring.memory_table import show_memory
-from dopd_vlm.scripts.wiring.samples import (
-    Evaluation,
-    good_rows,
-    resizer,
-    resolved,
-    score_answer,
-    training_samples,
-)
-from dopd_vlm.train import TrainResult, train
-from dopd_vlm.training.build import configured_method
-from dopd_vlm.training.step import NonFiniteLossError
+from dopd_vlm.scripts.wiring.command_line import command_parser, recipe_path
+from dopd_vlm.types import Sample
+
+if TYPE_CHECKING:  # --help and --dry-run load no model, and do not wait for the libraries of one
+    from dopd_vlm.scripts.wiring.evaluation import Evaluation
+    from dopd_vlm.train import TrainResult
+
+THIS_MACHINE = 0.0
+LISTED = 10
+"""Bad rows that --dry-run names."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Exit status: 0; 1 non-finite loss or full disk; 2 wrong recipe or data; 130 interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        _parser().print_help()
+        print("\nfields of a recipe, each also an override section.field=value:\n")
         parser().print_help()
         return 0 if arguments else 2
-    modes = {"--dry-run": show, "--memory": show_memory}
-    mode = next((modes[a] for a in arguments if a in modes), run)
-    asked = next((a for a in arguments if a.startswith("--memory=")), None)
-    recipe, *overrides = [a for a in arguments if a not in modes and a != asked]
-    disable_progress_bar()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}"
     logging.captureWarnings(True)
     try:
-        config = read_config(recipe, overrides)
-        return mode(config, console) if asked is None else show_memory(config, console, gpu(asked))
+        options, others = _parser().parse_known_intermixed_args(_with_values(arguments))
+        config = read_config(recipe_path(options.recipe), [*options.overrides, *others])
+        return act(config, options, console)
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2
-    except (NonFiniteLossError, OSError) as error:
+    except OSError as error:
         console.print(f"stopped: {error}", style="red", markup=False)
         return 1
     except KeyboardInterrupt:  # before the first step, or a second time during one
@@ -66,21 +65,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def gpu(asked: str) -> float:
-    """GiB of --memory=GIB. Raises ValueError for no positive number."""
+def act(config: RunConfig, options: argparse.Namespace, console: Console) -> int:
+    """Look ahead or train, as the options say."""
+    if options.memory is not None:
+        from dopd_vlm.scripts.wiring.memory_table import show_memory
+
+        return show_memory(config, console, options.memory or None)
+    return show(config, console) if options.dry_run else run(config, console)
+
+
+def _parser() -> argparse.ArgumentParser:
+    command = command_parser("train", __doc__)
+    add = command.add_argument
+    add("recipe", help="a recipe's file, or the name of one that ships")
+    add("overrides", nargs="*", metavar="section.field=value", help="settings over the recipe's")
+    add("--dry-run", action="store_true", help="say what would happen; no model is loaded")
+    add(
+        "--memory",
+        type=_gpu,
+        metavar="GIB",
+        help="predict the peak on this machine, or on a GPU of GIB",
+    )
+    return command
+
+
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """`--memory` alone must not take the recipe after it for its size."""
+    return [f"--memory={THIS_MACHINE}" if one == "--memory" else one for one in arguments]
+
+
+def _gpu(size: str) -> float:
+    """GiB of --memory=GIB."""
     try:
-        size = float(asked.removeprefix("--memory="))
+        gib = float(size)
     except ValueError:
-        size = 0.0
-    if size <= 0:
-        raise ValueError(
-            f"{asked}: the size of a GPU in GiB is a number above 0, as in --memory=80"
+        gib = -1.0
+    if gib < 0:
+        raise argparse.ArgumentTypeError(
+            f"{size!r}: the size of a GPU in GiB is a number above 0, as in --memory=80"
         )
-    return size
+    return gib
 
 
 def show(config: RunConfig, console: Console) -> int:
-    """What a run would do: config, method, rows and the first row's prompts in both views."""
+    """What a run would do: config, method, rows and the first good row's prompts in both views."""
+    from dopd_vlm.methods import configured_method
+    from dopd_vlm.scripts.wiring.samples import good_rows, resizer, resolved, training_samples
+
     method = configured_method(config)
     with console.status("finding where the rows lie"):
         samples = training_samples(config.data, resize=resizer(resolved(config)))
@@ -88,15 +119,13 @@ def show(config: RunConfig, console: Console) -> int:
     pprint(config, console=console, expand_all=True)
     pprint(method, console=console)
     console.print(f"rows: {len(samples)}; checked {good + len(problems)}, good {good}")
-    for problem in problems[:10]:
+    for problem in problems[:LISTED]:
         console.print(f"  left out: {problem}", markup=False)
-    first = next((s for s in samples if s is not None), None)
-    if first is not None:
-        pair = build_prompts(first, config.prompts)
-        for view in ("plain", "privileged"):
-            console.rule(f"{view}: {first.uid}")
-            for message in pair.view(view):
-                console.print(f"{message['role']}: {message['content']}", markup=False)
+    if len(problems) > LISTED:
+        console.print(f"  and {len(problems) - LISTED} more")
+    if not good:
+        raise ValueError(f"no row of {config.data.train!r} can be used: 0 steps would be taken")
+    show_prompts(first_good(samples), config, console)
     optim = config.optim
     console.rule()
     console.print(
@@ -108,8 +137,52 @@ def show(config: RunConfig, console: Console) -> int:
     return 0
 
 
+def first_good(samples: Sequence[Sample]) -> Sample:
+    """The first sample that its row makes; there is one."""
+    for index in range(len(samples)):
+        with suppress(ValueError):
+            return samples[index]
+    raise AssertionError("good_rows counted a good row")
+
+
+def show_prompts(sample: Sample, config: RunConfig, console: Console) -> None:
+    """Both views' messages, without a chat template; an image is shown by its size."""
+    pair = build_prompts(sample, config.prompts)
+    for view in ("plain", "privileged"):
+        console.rule(f"{view}: {sample.uid}")
+        for message in pair.view(view):
+            console.print(f"{message['role']}: {readable(message['content'])}", markup=False)
+
+
+def readable(content: str | list[dict[str, Any]]) -> str:
+    """A turn's content as text."""
+    if isinstance(content, str):
+        return content
+    return "".join(
+        f"[image {part['image'].width} x {part['image'].height}]\n"
+        if part["type"] == "image"
+        else part["text"]
+        for part in content
+    )
+
+
 def run(config: RunConfig, console: Console) -> int:
     """Evaluate, distil, evaluate, and print the table."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from dopd_vlm.models.policy import process_state
+    from dopd_vlm.scripts.wiring.evaluation import Evaluation
+    from dopd_vlm.scripts.wiring.samples import (
+        good_rows,
+        resizer,
+        resolved,
+        score_answer,
+        training_samples,
+    )  # fmt: skip
+    from dopd_vlm.train import train
+    from dopd_vlm.training.step import NonFiniteLossError
+
+    disable_progress_bar()
     recipe, config = config, resolved(config)
     with console.status("finding where the rows lie"):
         samples = training_samples(config.data, resize=resizer(config))
@@ -121,12 +194,16 @@ def run(config: RunConfig, console: Console) -> int:
             f"{len(problems)} rows cannot be used, the first: {problems[0]}", markup=False
         )
     evaluation = Evaluation(config, console)
-    result = train(
-        config, samples, evaluate=evaluation, score_answer=score_answer, console=console,
-        recipe=recipe,
-    )  # fmt: skip
+    try:
+        result = train(
+            config, samples, evaluate=evaluation, score_answer=score_answer, console=console,
+            recipe=recipe,
+        )  # fmt: skip
+    except NonFiniteLossError as error:
+        console.print(f"stopped: {error}", style="red", markup=False)
+        return 1
     if process_state().is_main_process:
-        closing(config, evaluation, result, console)
+        closing(recipe, evaluation, result, console)
     return 130 if result.interrupted else 0
 
 
@@ -139,15 +216,16 @@ def closing(
     if result.num_skipped:
         console.print(f"{result.num_skipped} rows were skipped, see {result.run_dir}/skipped.jsonl")
     tasks = ",".join(config.evaluation.tasks) or "TASK"
+    recipe = result.run_dir / "config.yaml"
     lines = (
         f"run folder: {result.run_dir}",
         "next:",
-        f"  python scripts/evaluate.py {result.run_dir}/checkpoint --tasks {tasks} --view plain,privileged",
-        "  python scripts/train.py scripts/recipes/demo.yaml name=opd method.name=opd",
-        "  python scripts/preview.py scripts/recipes/demo.yaml --rows 20",
+        f"  dopd evaluate {result.run_dir}/checkpoint --tasks {tasks} --view plain,privileged",
+        f"  dopd train {recipe} name={config.name}_opd method.name=opd",
+        f"  dopd preview {recipe} --rows 20",
     )
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,12 +1,11 @@
 """Checks a data set row by row and prints a data card, which --card also writes.
 
-    python scripts/validate.py rows/ --card rows/README.md
-    python scripts/validate.py rows/ --against benchmark/     # shared questions and images
+    dopd validate rows/ --card rows/README.md
+    dopd validate rows/ --against benchmark/     # shared questions and images
 
 Exits with 1 when a row is bad, leaks privileged text into the question, or is in the other set.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,14 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dopd_vlm.data.validate import data_card, validate
+from dopd_vlm.scripts.wiring.command_line import command_parser
 from dopd_vlm.scripts.wiring.samples import rows_of
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Reads the arguments, checks, reports."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("validate", __doc__)
     parser.add_argument("source", help="a data set as read_rows takes it")
     parser.add_argument("--split", help="split of the data set")
     parser.add_argument("--annotations", nargs="*", help="types to check; default: all there are")
@@ -48,4 +46,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -79,7 +79,7 @@ def test_a_task_without_data_stops_no_other(
         capsys, "embedded:student_vl", "--tasks", f"{task},shapes", "--show-prompts", "1", *options
     )
     assert status == 2 and "absent_rows.jsonl" in printed
-    assert "picture 1: 32 x 32" in printed and "<|im_start|>user" in printed
+    assert "image 1: 32 x 32" in printed and "<|im_start|>user" in printed
     assert [one.name for one in read_results(tmp_path)] == ["shapes"]
 
 
@@ -120,7 +120,7 @@ def test_an_endpoint_from_the_command_line(
     found = read_results(tmp_path)
     assert [one.model for one in found] == [f"small @ {url}"] * 2
     assert [one.n for one in found] == [5, 5] and found[0].accuracy > 0
-    assert "'type': 'image'" not in printed or "picture 1" in printed
+    assert "'type': 'image'" not in printed or "image 1" in printed
 
 
 def test_lm_eval_from_the_command_line(

@@ -23,9 +23,9 @@ from dopd_vlm.config import (
 from dopd_vlm.memory.known_models import known_model
 from dopd_vlm.memory.meta_tensors import LiveBytes
 from dopd_vlm.memory.predict import Device, MemoryReport, Phase, predict
+from dopd_vlm.methods import configured_method
 from dopd_vlm.models.policy import empty_policy
 from dopd_vlm.scripts.wiring import memory_table
-from dopd_vlm.training.build import configured_method
 from dopd_vlm.training.state import encoded_views
 
 ROOT = Path(__file__).parent.parent

@@ -15,9 +15,8 @@ from dopd_vlm.config import (
     RolloutConfig,
     RunConfig,
 )
-from dopd_vlm.methods import METHODS, method
+from dopd_vlm.methods import METHODS, configured_method, method
 from dopd_vlm.models.policy import checkpoint_activations_
-from dopd_vlm.training.build import configured_method
 from dopd_vlm.training.state import TrainState, encode_sample
 from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
 from dopd_vlm.training.targets import arranged

@@ -16,9 +16,9 @@ from dopd_vlm.eval.benchmarks.convert import convert, to_row, to_rows
 from dopd_vlm.eval.benchmarks.sources import raw_rows
 from dopd_vlm.eval.completions.generators import Completion
 from dopd_vlm.eval.harness import evaluate
-from dopd_vlm.eval.picture_pool import PicturePool
 from dopd_vlm.eval.results.results import Results
 from dopd_vlm.prompts import build_prompts
+from dopd_vlm.scripts.wiring.samples import ImagePool
 from dopd_vlm.types import Message, Sample
 
 FIXTURES = Path(__file__).parent / "fixtures" / "tasks"
@@ -302,7 +302,7 @@ def test_missing_columns_are_named() -> None:
 
 
 def test_equal_pictures_are_held_once(tmp_path: Path) -> None:
-    pool = PicturePool()
+    pool = ImagePool()
     samples = [pool.share(one) for one in samples_of(load_benchmark("vsibench"), tmp_path)]
     (other,) = samples_of(load_benchmark("mmmu_pro_vision"), tmp_path)[1:]
     views = [view for one in samples for view in (one.plain, one.privileged)]

@@ -75,7 +75,8 @@ def test_a_run_interrupted_before_an_evaluation_makes_it_up(models, tmp_path):
     interrupt_at(make_config(models, tmp_path), 2)
     asked = []
 
-    def evaluate(student, step, is_last):
+    def evaluate(student, step, is_last, *, teacher):
+        assert teacher is not None and teacher is not student
         asked.append((step, is_last))
         return {"eval/task/plain/accuracy": 0.5}
 
@@ -93,7 +94,7 @@ def interrupt_at(config: RunConfig, step: int) -> None:
     """A run that gets SIGINT during the given step."""
     seen = {"steps": -min(NUM_PROBES, len(SAMPLES))}  # the probes are read before the first step
 
-    def evaluate(student, at, is_last):
+    def evaluate(student, at, is_last, *, teacher):
         return {}
 
     class Rows(list):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from qwen_vl_utils.vision_process import smart_resize
 
 from dopd_vlm.data_uri import picture_uri
 from dopd_vlm.types import Message
@@ -215,6 +214,8 @@ def _turn(text: str, urls: Sequence[str]) -> list[Message]:
 
 
 def _resized(image: Image.Image, max_pixels: int) -> Image.Image:
+    from qwen_vl_utils.vision_process import smart_resize  # here: it imports torch
+
     height, width = smart_resize(
         image.height, image.width, SIDE_FACTOR, min_pixels=MIN_PIXELS, max_pixels=max_pixels
     )

@@ -10,13 +10,15 @@ Sizes follow the image's shorter side, so that marks are legible at 256 and at 4
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
+
+if (
+    TYPE_CHECKING
+):  # torch and torchvision are imported by what draws: a command's help waits for neither
+    from torch import Tensor
 
 # Okabe and Ito, Color Universal Design (2008), without black.
 PALETTE = ("#D55E00", "#0072B2", "#F0E442", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -53,6 +55,10 @@ def font_px(size: tuple[int, int]) -> int:
 
 def draw_boxes(image: Image.Image, xyxy: Sequence[Box], labels: Sequence[str]) -> Image.Image:
     """A copy of the image with boxes and their labels."""
+    import torch
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+    from torchvision.utils import draw_bounding_boxes
+
     if not xyxy:
         return image.copy()
     colours, width = colours_of(labels), stroke_px(image.size)
@@ -72,6 +78,10 @@ def draw_dots(
     image: Image.Image, xy: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> Image.Image:
     """A copy of the image with a ringed dot and label per point."""
+    import torch
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+    from torchvision.utils import draw_keypoints
+
     if not xy:
         return image.copy()
     colours, radius = colours_of(labels), 2 * stroke_px(image.size)
@@ -94,6 +104,10 @@ def draw_masks(
         areas: bool [height, width] each.
         around: the areas' bounds, at which labels stand.
     """
+    import torch
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+    from torchvision.utils import draw_segmentation_masks
+
     if not areas:
         return image.copy()
     masks, colours = torch.from_numpy(np.stack(areas)), colours_of(labels)
@@ -215,9 +229,11 @@ def _grown(box: Box, by: float) -> Box:
     )
 
 
-def _shrunk(masks: Tensor, by: int) -> Tensor:
+def _shrunk(masks: "Tensor", by: int) -> "Tensor":
     """bool [n, height, width]: pixels whose four neighbours `by` pixels away are inside too."""
-    padded = torch.nn.functional.pad(masks, (by, by, by, by))
+    from torch.nn.functional import pad
+
+    padded = pad(masks, (by, by, by, by))
     height, width = masks.shape[1:]
     inside = masks
     for down, right in ((0, by), (2 * by, by), (by, 0), (by, 2 * by)):

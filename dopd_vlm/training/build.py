@@ -10,7 +10,7 @@ from accelerate.utils import ProjectConfiguration
 from transformers import get_cosine_schedule_with_warmup
 
 from dopd_vlm.config import RunConfig
-from dopd_vlm.methods import Method, adjusted, method
+from dopd_vlm.methods import Method, configured_method
 from dopd_vlm.models.policy import (
     Policy,
     add_lora,
@@ -79,21 +79,6 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
     if checkpoint is not None:
         load_trainer_(state, checkpoint)
     return state
-
-
-def configured_method(config: RunConfig) -> Method:
-    """The table named in the config, with the config's choices where the paper leaves one."""
-    chosen = config.method
-    return adjusted(
-        method(chosen.name),
-        self_target=chosen.self_target,
-        top_k=chosen.top_k,
-        support=chosen.support,
-        tail=chosen.tail,
-        light_weight=chosen.light_weight,
-        weak_weight=chosen.weak_weight,
-        reduction=chosen.reduction,
-    )
 
 
 def load_student(config: RunConfig, device: torch.device, checkpoint: Path | None) -> Policy:

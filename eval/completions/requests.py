@@ -4,16 +4,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
-from dopd_vlm.models.policy import Policy
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.types import Message, Sample, ViewName
 
 from ..benchmarks.benchmark import Benchmark, Generation
+
+if TYPE_CHECKING:
+    import torch
+
+    from dopd_vlm.models.policy import Policy
 
 STRIDED = 4096
 """Values of each weight that enter the fingerprint one by one."""
@@ -80,12 +83,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def model_fingerprint(policy: Policy, template_kwargs: Any = None) -> str:
+def model_fingerprint(policy: "Policy", template_kwargs: Any = None) -> str:
     """SHA-256 over config, chat template, picture settings and weights.
 
     Weights enter by the exact sum of their bytes and by a stride of them. Each is read once on its
     device; two checkpoints of one run get different fingerprints.
     """
+    import torch
+
     found = hashlib.sha256()
     head = {
         "config": policy.model.config.to_dict(),
@@ -102,15 +107,17 @@ def model_fingerprint(policy: Policy, template_kwargs: Any = None) -> str:
     return found.hexdigest()
 
 
-def image_settings(policy: Policy) -> dict[str, Any]:
+def image_settings(policy: "Policy") -> dict[str, Any]:
     """What the processor does to pictures, pixel limits included; empty for text-only models."""
     if policy.processor is policy.tokenizer:
         return {}
     return policy.processor.image_processor.to_dict()
 
 
-def _bit_sum(flat: torch.Tensor) -> int:
+def _bit_sum(flat: "torch.Tensor") -> int:
     """Chunked: an int64 copy of a large embedding would not fit beside it."""
+    import torch
+
     return sum(int(chunk.sum(dtype=torch.int64)) for chunk in flat.split(1 << 24))
 
 

@@ -33,7 +33,7 @@ from dopd_vlm.config import (
     RunConfig,
     read_config,
 )
-from dopd_vlm.methods import VANILLA, uniform
+from dopd_vlm.methods import VANILLA, configured_method, uniform
 from dopd_vlm.models.policy import Policy
 from dopd_vlm.scripts.benchmarks.timings import (
     MODELS,
@@ -45,7 +45,7 @@ from dopd_vlm.scripts.benchmarks.timings import (
     write,
 )
 from dopd_vlm.scripts.wiring import samples as build
-from dopd_vlm.training.build import build_state, configured_method
+from dopd_vlm.training.build import build_state
 from dopd_vlm.training.state import EncodedSample, TrainState, encode_sample
 from dopd_vlm.training.step import Clock, train_step
 

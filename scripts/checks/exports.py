@@ -28,7 +28,7 @@ from dopd_vlm.eval.results.results import Results
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.scripts.check_task_rows import gold_text, wrong_text
 from dopd_vlm.scripts.checks.environments import environment
-from dopd_vlm.scripts.wiring.task_samples import task_rows
+from dopd_vlm.scripts.wiring.samples import task_rows
 from dopd_vlm.types import Message
 
 MODEL = "Qwen/Qwen3-1.7B"

@@ -28,9 +28,9 @@ from dopd_vlm.eval.results.page import Shown, shown, write_report
 from dopd_vlm.eval.results.results import Results, write_results
 from dopd_vlm.jsonl import read_lines
 from dopd_vlm.models.policy import Policy, load_policy, process_state
-from dopd_vlm.scripts.wiring.samples import local_path
-from dopd_vlm.scripts.wiring.task_samples import listed, show_prompts, task_samples
-from dopd_vlm.types import Sample
+from dopd_vlm.prompts import build_prompts
+from dopd_vlm.scripts.wiring.samples import listed, local_path, task_samples
+from dopd_vlm.types import Sample, ViewName
 
 COLUMNS = (
     TextColumn("{task.description}"),
@@ -146,6 +146,35 @@ def evaluate_one(
         template_kwargs=options.template_kwargs,
         progress=progress,
     )
+
+
+def show_prompts(
+    model: Policy | Endpoint,
+    task: Benchmark,
+    samples: Sequence[Sample],
+    view: ViewName,
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    """The first prompts as the model gets them: rendered, or the turns that an endpoint is sent."""
+    for sample in samples[: options.show_prompts]:
+        console.rule(f"{task.name} {view} {sample.uid}")
+        for number, image in enumerate(sample.view(view).images, start=1):
+            console.print(f"image {number}: {image.width} x {image.height}", markup=False)
+        messages = build_prompts(sample, task.prompts).view(view)
+        console.print(_readable(model, messages, options.template_kwargs), markup=False)
+
+
+def _readable(
+    model: Policy | Endpoint,
+    messages: list[dict[str, Any]],
+    template_kwargs: Mapping[str, Any] | None,
+) -> str:
+    if isinstance(model, Policy):
+        return model.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
+        )
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
 
 
 def task_names(tasks: str, suite: str | None) -> list[str]:

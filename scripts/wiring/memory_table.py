@@ -9,9 +9,9 @@ from rich.table import Table
 from dopd_vlm.config import RunConfig
 from dopd_vlm.memory.known_models import KNOWN, estimated_views, known_model
 from dopd_vlm.memory.predict import Device, MemoryReport, Phase, predict, this_device
+from dopd_vlm.methods import configured_method
 from dopd_vlm.models.policy import empty_policy
 from dopd_vlm.scripts.wiring import samples as build
-from dopd_vlm.training.build import configured_method
 from dopd_vlm.training.state import encoded_views
 
 GIB = 1 << 30

@@ -1,36 +1,28 @@
-"""What the scripts share: recipe -> samples for training, and callables for evaluation.
+"""Recipe or benchmark -> samples.
 
 `dopd_vlm` knows neither rows nor benchmarks, and `data` and `eval` are strangers; they meet here.
 """
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from transformers import AutoProcessor
 
 from dopd_vlm.config import DataConfig, ModelConfig, RunConfig
-from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.embedded.sets import embedded_model, embedded_rows, is_embedded
 from dopd_vlm.data.rows import read_rows
-from dopd_vlm.data.views import check_choices, make_sample, make_samples
-from dopd_vlm.eval.benchmarks.benchmark import load_benchmark
-from dopd_vlm.eval.benchmarks.convert import to_rows
-from dopd_vlm.eval.harness import evaluate
-from dopd_vlm.eval.results.results import Results, read_results, write_results
-from dopd_vlm.eval.results.stats import paired_difference
+from dopd_vlm.data.views import AnnotationChoice, check_choices, make_sample, make_samples
+from dopd_vlm.eval.benchmarks.benchmark import Benchmark, load_benchmark
+from dopd_vlm.eval.benchmarks.convert import convert, to_rows
+from dopd_vlm.eval.benchmarks.sources import raw_rows
+from dopd_vlm.eval.completions.requests import pictures_hash
 from dopd_vlm.eval.scorers import score
-from dopd_vlm.models.policy import Policy, load_policy, process_state
-from dopd_vlm.training.build import run_folder
-from dopd_vlm.types import Sample
-
-EVALUATIONS = "evaluations"
-"""Folder in a run's: per-question results of each evaluation."""
+from dopd_vlm.types import Sample, View
 
 
 class LazySamples(Sequence[Sample]):
@@ -69,6 +61,10 @@ def resizer(config: RunConfig) -> Callable[..., Any] | None:
     """
     if config.data.coords != "qwen2_5":
         return None
+    from transformers import AutoProcessor  # here: without boxes in its pixels no recipe needs it
+
+    from dopd_vlm.data.coords import resized_size
+
     student = config.student
     processor = AutoProcessor.from_pretrained(
         student.path, trust_remote_code=student.trust_remote_code
@@ -107,84 +103,6 @@ def score_answer(text: str, sample: Sample) -> float:
     return score(text, sample).correct
 
 
-class Evaluation:
-    """The recipe's benchmarks as a callable for the training loop; what it finds goes into the run folder."""
-
-    def __init__(self, config: RunConfig, console: Console) -> None:
-        self.config, self.console = config, console
-        self._samples = {
-            name: benchmark_samples(name, config.data, resizer(config))
-            for name in config.evaluation.tasks
-        }
-
-    def __call__(self, student: Policy, step: int, is_last: bool) -> dict[str, float]:
-        """{eval/<task>/<view>/<value>: number} of the student; the teacher's once, before step 1."""
-        if not self._samples:
-            return {}
-        metrics: dict[str, float] = {}
-        limit = self.config.evaluation.limit if step and not is_last else None
-        found = self._evaluate(student, limit)
-        self._save(found, step_name(step))
-        for result in found:
-            metrics |= _metrics(f"eval/{result.name}/{result.view}", result)
-        if step == 0 and self.config.evaluation.teacher:
-            teacher = load_policy(self.config.teacher, device=student.device, trainable=False)
-            taught = self._evaluate(teacher, None)
-            self._save(taught, "teacher")
-            for result in taught:
-                metrics |= _metrics(f"teacher/{result.name}/{result.view}", result)
-        return metrics
-
-    def _save(self, found: list[Results], name: str) -> None:
-        """Per-question results into the run folder, for paired statistics between runs."""
-        if process_state().is_main_process:
-            write_results(found, run_folder(self.config) / EVALUATIONS, f"{name}.json")
-
-    def _evaluate(self, policy: Policy, limit: int | None) -> list[Results]:
-        return [
-            evaluate(
-                policy,
-                name,
-                view=view,
-                samples=samples,
-                limit=limit,
-                batch_size=self.config.rollout.batch_size,
-                template_kwargs=self.config.chat.template_kwargs,
-            )
-            for name, samples in self._samples.items()
-            for view in self.config.evaluation.views
-        ]
-
-    def _found(self, name: str) -> dict[tuple[str, str], Results]:
-        """What one evaluation left in the run folder, of this process or of the one it resumes."""
-        path = run_folder(self.config) / EVALUATIONS / f"{name}.json"
-        return {(r.name, r.view): r for r in read_results(path)} if path.exists() else {}
-
-    def table(self) -> Table:
-        """Accuracy in percent with standard errors: student before and after, teacher, per view."""
-        names = (step_name(0), step_name(self.config.optim.max_steps), "teacher")
-        kept = [self._found(name) for name in names]
-        made = Table(title="accuracy in %, +- standard error")
-        for column in (
-            "task",
-            "view",
-            "student before",
-            "student after",
-            "after - before",
-            "teacher",
-        ):
-            made.add_column(column, justify="left" if column in ("task", "view") else "right")
-        for name in self._samples:
-            for view in self.config.evaluation.views:
-                before, after, teacher = (found.get((name, view)) for found in kept)
-                change = "-"
-                if before and after:
-                    difference = paired_difference(after.per_question, before.per_question, None)
-                    change = f"{100 * difference.value:+.1f} +- {100 * difference.stderr:.1f}"
-                made.add_row(name, view, _cell(before), _cell(after), change, _cell(teacher))
-        return made
-
-
 def benchmark_samples(
     name: str, data: DataConfig, resize: Callable[..., Any] | None = None
 ) -> list[Sample]:
@@ -199,28 +117,64 @@ def benchmark_samples(
     return samples
 
 
-def step_name(step: int) -> str:
-    """Name of an evaluation's file in the run folder."""
-    return f"step_{step:06d}"
+def task_samples(task: Benchmark, options: argparse.Namespace, console: Console) -> list[Sample]:
+    """The task's questions; rows that make none are counted and the first ones shown."""
+    annotations = annotation_choices(listed(options.annotations or "")) or list(task.annotations)
+    source = options.rows and options.rows.replace("{task}", task.name)
+    converted = convert(task, task_rows(task, source), options.limit)
+    pool, samples, problems = ImagePool(), [], list(converted.problems)
+    for row in converted.rows:  # one by one, so that equal images are never held twice
+        good, skipped = make_samples([row], annotations, coords=options.coords)
+        samples += map(pool.share, good)
+        problems += [one.reason for one in skipped]
+    if converted.left_out:
+        console.print(
+            f"{task.name}: {converted.left_out} rows are not among those that the task keeps",
+            markup=False,
+        )
+    if problems:
+        console.print(f"{task.name}: {len(problems)} rows are left out:", markup=False)
+        for reason in problems[:3]:
+            console.print(f"  {reason}", markup=False)
+    return samples
 
 
-def last_evaluation(run_dir: Path) -> tuple[int, list[Results]]:
-    """(step, results) of the run's newest evaluation; step 0 and none where there is none."""
-    found = sorted((run_dir / EVALUATIONS).glob("step_*.json"))
-    if not found:
-        return 0, []
-    return int(found[-1].stem.removeprefix("step_")), read_results(found[-1])
+def task_rows(task: Benchmark, source: str | None) -> Sequence[Mapping[str, Any]]:
+    """The task's rows in the benchmark's own schema, from `source` where it is given."""
+
+    def read(source: str, *, split: str | None, name: str | None) -> Sequence[Mapping[str, Any]]:
+        is_ours = is_embedded(source)
+        return rows_of(source, split) if is_ours else read_rows(source, split=split, name=name)
+
+    return raw_rows(task, read, source)
 
 
-def _metrics(prefix: str, result: Results) -> dict[str, float]:
-    return {
-        f"{prefix}/accuracy": result.accuracy,
-        f"{prefix}/stderr": result.stderr,
-        f"{prefix}/length": result.mean_tokens,
-        f"{prefix}/truncated": result.truncated_rate,
-        f"{prefix}/n": float(result.n),
-    }
+class ImagePool:
+    """Samples whose equal images are one object: an image of many questions is held once.
+
+    POPE's 9,000 questions have 500 images, VSI-Bench's 5,130 have the frames of 288 videos.
+    """
+
+    def __init__(self) -> None:
+        self._by_hash: dict[str, Image.Image] = {}
+
+    def share(self, sample: Sample) -> Sample:
+        """The sample with each image replaced by the first equal one."""
+        return replace(
+            sample, plain=self._view(sample.plain), privileged=self._view(sample.privileged)
+        )
+
+    def _view(self, view: View) -> View:
+        images = [self._by_hash.setdefault(pictures_hash([one]), one) for one in view.images]
+        return replace(view, images=tuple(images))
 
 
-def _cell(result: Results | None) -> str:
-    return "-" if result is None else f"{100 * result.accuracy:.1f} +- {100 * result.stderr:.1f}"
+def annotation_choices(names: Sequence[str]) -> list[AnnotationChoice]:
+    """NAME or NAME:FORM as a recipe says it: the name, or the pair."""
+    pairs = [name.partition(":") for name in names]
+    return [(name, form) if form else name for name, _, form in pairs]
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a comma-separated option."""
+    return [part.strip() for part in text.split(",") if part.strip()]

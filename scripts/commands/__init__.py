@@ -1,0 +1,1 @@
+"""Commands of `dopd` without a script of their own at the top."""

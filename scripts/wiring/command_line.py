@@ -1,0 +1,42 @@
+"""What the commands' parsers share, and recipes by name."""
+
+import argparse
+from pathlib import Path
+
+from dopd_vlm.errors import unknown
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SUFFIXES = (".yaml", ".yml")
+
+
+def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `dopd NAME`, the module's text above its options as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"dopd {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def is_recipe(source: str) -> bool:
+    """Whether `source`, which could be a data set as well, is a recipe: by suffix, or by name."""
+    path = Path(source)
+    return path.suffix in SUFFIXES or (source in recipe_names() and not path.exists())
+
+
+def recipe_path(recipe: str) -> Path:
+    """The file of a recipe given by path or by the name under which it ships.
+
+    A name is a word without a suffix: `demo` is recipes/demo.yaml. Raises ValueError with near names.
+    """
+    path, known = Path(recipe), recipe_names()
+    if path.suffix in SUFFIXES or path.is_file():
+        return path
+    if recipe in known:
+        return RECIPES / f"{recipe}.yaml"
+    raise unknown("recipe (a file of your own ends in .yaml)", recipe, known)

@@ -1,0 +1,44 @@
+"""A recipe's benchmarks in its run: the teacher answers with the run's own weights, the table has all."""
+
+import pytest
+import tiny
+from rich.console import Console
+
+from dopd_vlm.config import read_config
+from dopd_vlm.scripts.wiring import evaluation
+from dopd_vlm.scripts.wiring.command_line import recipe_path
+from dopd_vlm.scripts.wiring.evaluation import Evaluation, last_evaluation
+
+SMALL = ["evaluation.tasks=[lists]", "evaluation.views=[plain]", "evaluation.limit=4"]
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """An evaluation of few questions; models are not loaded but counted."""
+    loads = []
+
+    def load(model, **options):
+        loads.append(model.path)
+        return tiny.text_policy(2)
+
+    monkeypatch.setattr(evaluation, "load_policy", load)
+    few = evaluation.benchmark_samples
+    monkeypatch.setattr(evaluation, "benchmark_samples", lambda *given: few(*given)[:6])
+    config = read_config(recipe_path("demo_text"), [*SMALL, f"output_dir={tmp_path}"])
+    return Evaluation(config, Console()), loads
+
+
+def test_the_teacher_of_the_run_answers_and_none_is_loaded(measure):
+    evaluate, loads = measure
+    metrics = evaluate(tiny.text_policy(0), 0, False, teacher=tiny.text_policy(1))
+    assert metrics["teacher/lists/plain/n"] == 6 and not loads
+
+
+def test_a_run_without_a_teacher_loads_one_for_the_table_once(measure):
+    evaluate, loads = measure
+    assert "teacher/lists/plain/n" in evaluate(tiny.text_policy(0), 0, False, teacher=None)
+    metrics = evaluate(tiny.text_policy(0), 2, False, teacher=None)
+    assert metrics["eval/lists/plain/n"] == 4 and "teacher/lists/plain/n" not in metrics
+    assert loads == ["embedded:teacher_text"]
+    step, results = last_evaluation(evaluation.run_folder(evaluate.config))
+    assert (step, [(r.name, r.view, r.n) for r in results]) == (2, [("lists", "plain", 4)])

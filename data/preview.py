@@ -8,7 +8,7 @@ from itertools import groupby
 
 from PIL import Image
 
-from dopd_vlm.data_uri import picture_uri
+from dopd_vlm.data_uri import image_uri
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.types import Message, Sample, View, ViewName
 
@@ -195,7 +195,7 @@ def _picture(image: Image.Image) -> str:
     small = ' class="small"' if is_small else ""
     size = f"{image.width} x {image.height}"
     return (
-        f'<figure><img{small} alt="{size} pixels" src="{picture_uri(shown, kind, **options)}">'
+        f'<figure><img{small} alt="{size} pixels" src="{image_uri(shown, kind, **options)}">'
         f"<figcaption>{size}</figcaption></figure>"
     )
 

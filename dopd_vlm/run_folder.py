@@ -1,20 +1,38 @@
-"""What a run folder holds, read back for pages and pictures. Nothing else of the run is needed."""
+"""What a run folder holds: names, how it is opened and cut for a resume, and how pages read it back."""
 
+import functools
+import importlib.metadata
 import json
+import platform
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from dopd_vlm.jsonl import read_lines
+from dopd_vlm.config import DataConfig, ModelConfig, RunConfig, to_yaml
+from dopd_vlm.jsonl import read_lines, write_lines
 
 MOST_POINTS = 1000
 """Points of a curve; longer ones are averaged over neighbours."""
 
 METRICS_FILE, HISTOGRAMS_FILE, MAPS_FILE = "metrics.jsonl", "histograms.jsonl", "token_maps.jsonl"
-PROBES_FILE = "probes.json"
+PROBES_FILE, SKIPPED_FILE, SAMPLES_FILE = "probes.json", "skipped.jsonl", "samples.jsonl"
+PACKAGES = (
+    "dopd-vlm",
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+)
+PLACES = ("name", "output_dir", "resume")
+"""Recipe fields that say where a run writes, not what it does."""
 Record = Mapping[str, Any]
 
 
@@ -74,6 +92,56 @@ class RunRecord:
         return [n for n in found if n.startswith(prefix) and n.endswith(suffix)]
 
 
+def open_run_folder(config: RunConfig) -> Path:
+    """runs/NAME with config.yaml and environment.json.
+
+    Raises ValueError when it holds a run already and `resume` is off.
+    """
+    run_dir = Path(config.output_dir) / str(config.name)
+    if (run_dir / "config.yaml").exists() and not config.resume:
+        raise ValueError(
+            f"{run_dir} holds a run already: set resume=true to go on, or another name=..."
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    path, found = run_dir / "environment.json", environment()
+    if path.exists():
+        first = json.loads(path.read_text(encoding="utf-8"))
+        found |= {"command": first["command"], "resumed_by": found["command"]}
+    path.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    return run_dir
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git hash and command line, so that a run can be repeated from its folder."""
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git": git.stdout.strip() or None,
+        "command": sys.argv,
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drops the records of a JSON-lines file after that step."""
+    write_lines(path, [record for record in read_lines(path) if record.get("step", 0) <= step])
+
+
+def is_evaluation(line: Mapping[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl holds an evaluation, and not a step."""
+    return any(name.startswith(("eval/", "probe/")) for name in line)
+
+
 def read_run(path: str | Path) -> RunRecord:
     """The files of a run folder, of a run that is still going on or was killed as well.
 
@@ -93,10 +161,40 @@ def read_run(path: str | Path) -> RunRecord:
         else {},
         metrics=read_lines(folder / METRICS_FILE),
         histograms=read_lines(folder / HISTOGRAMS_FILE),
-        skipped=read_lines(folder / "skipped.jsonl"),
+        skipped=read_lines(folder / SKIPPED_FILE),
         probes=json.loads(probes.read_text(encoding="utf-8")) if probes.exists() else [],
         maps=read_lines(folder / MAPS_FILE),
     )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def recipe_difference(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{section.field: value} of what differs from a recipe that names models and data only."""
+    default = default_recipe()
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if name not in PLACES and (name not in default or value != default[name])
+    }
+
+
+@functools.cache
+def default_recipe() -> Mapping[str, Any]:
+    """All fields of a recipe with their defaults, flat."""
+    bare = RunConfig(
+        student=ModelConfig(path=""), teacher=ModelConfig(path=""), data=DataConfig(train="")
+    )
+    return flatten(yaml.safe_load(to_yaml(bare)))
 
 
 def thinned(series: Series, most: int = MOST_POINTS) -> Series:

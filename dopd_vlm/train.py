@@ -19,13 +19,14 @@ from rich.console import Console
 
 from dopd_vlm.config import RunConfig
 from dopd_vlm.models.policy import Policy
+from dopd_vlm.run_folder import SAMPLES_FILE, SKIPPED_FILE, open_run_folder
 from dopd_vlm.tracking.console import RunView
-from dopd_vlm.tracking.observer import Observer
-from dopd_vlm.tracking.privilege_probe import privilege_probe
-from dopd_vlm.tracking.tracker import Tracker, decoded_samples, memory_metrics, open_run_folder
-from dopd_vlm.tracking.trackers import check_trackers, start_trackers, stop_trackers
+from dopd_vlm.tracking.observer import Observer, privilege_probe
+from dopd_vlm.tracking.token_maps import decoded_samples
+from dopd_vlm.tracking.tracker import Tracker, check_trackers, start_trackers, stop_trackers
 from dopd_vlm.training.build import build_state, make_accelerator, run_folder
 from dopd_vlm.training.checkpoint import check_space, save_checkpoint
+from dopd_vlm.training.metrics import memory_metrics
 from dopd_vlm.training.samples import EncodedStream, num_workers, start_server
 from dopd_vlm.training.state import EncodedSample, TrainState, encode_sample
 from dopd_vlm.training.step import Clock, train_step
@@ -188,7 +189,7 @@ class Loop:
         self.observer.note(output, is_logged=self.is_measured() or state.step == 1)
         if state.step % state.config.checkpoint_every == 0 or state.step == 1:
             for record in decoded_samples(state, output, LOGGED_SAMPLES):
-                self.tracker.write("samples.jsonl", {"step": state.step, **record})
+                self.tracker.write(SAMPLES_FILE, {"step": state.step, **record})
 
     def share(self, indices: Sequence[int]) -> Sequence[int]:
         """This process's part of rows that all processes work on."""
@@ -209,7 +210,7 @@ class Loop:
                 encoded.append(item)
                 continue
             state.num_skipped += 1
-            self.tracker.write("skipped.jsonl", {"step": state.step + 1, **asdict(item)})
+            self.tracker.write(SKIPPED_FILE, {"step": state.step + 1, **asdict(item)})
             log.warning("row %d is skipped: %s", item.row, item.reason)
         return encoded
 

@@ -10,7 +10,7 @@ import sys
 import torch
 from test_step import UIDS, make_rollouts, make_samples, make_state
 
-from dopd_vlm.tracking.privilege_probe import privilege_probe
+from dopd_vlm.tracking.observer import privilege_probe
 from dopd_vlm.training.step import Clock, distil_step
 
 

@@ -26,7 +26,6 @@ FLOORS = (
         "errors",
         "plugins",
         "config",
-        "recipe_diff",
         "prompts",
         "distributed",
         "jsonl",

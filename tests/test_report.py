@@ -14,13 +14,12 @@ from test_token_maps import as_shown
 from test_train import make_config
 
 from dopd_vlm.config import EvaluationConfig, to_yaml
-from dopd_vlm.recipe_diff import recipe_difference
 from dopd_vlm.report.comparison import comparison_page, curves, grouped, write_comparison
 from dopd_vlm.report.figures import collapse_step, run_figures
 from dopd_vlm.report.routing_figures import borders, histogram_figures
 from dopd_vlm.report.run_page import report_page, write_report
 from dopd_vlm.report.static_figure import token_cells, write_still
-from dopd_vlm.run_folder import Series, read_run, thinned
+from dopd_vlm.run_folder import Series, read_run, recipe_difference, thinned
 from dopd_vlm.train import train
 
 ROOT = Path(__file__).parents[1]

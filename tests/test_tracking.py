@@ -19,8 +19,8 @@ from test_train import make_config
 
 from dopd_vlm.config import read_config
 from dopd_vlm.jsonl import read_lines
-from dopd_vlm.tracking import observer, trackers
-from dopd_vlm.tracking.histograms import GAP_BINS, gap_edges, token_counts
+from dopd_vlm.tracking import observer, tracker
+from dopd_vlm.tracking.observer import GAP_BINS, gap_edges, token_counts
 from dopd_vlm.train import train
 
 SAMPLES = [tiny.text_sample(f"row{i}") for i in range(5)]
@@ -142,7 +142,7 @@ def leveldb_records(content, *, first_block):
 def test_a_missing_package_is_named_before_anything_is_loaded(models, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        trackers.importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name)
+        tracker.importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name)
     )
     with pytest.raises(ValueError, match=r"tracking=wandb .*dopd-vlm\[trackers\]"):
         train(make_config(models, tmp_path, tracking=["tensorboard", "wandb"]), SAMPLES)

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from dopd_vlm.data_uri import picture_uri
+from dopd_vlm.data_uri import image_uri
 from dopd_vlm.types import Message
 
 from ..coords import Frame
@@ -148,7 +148,7 @@ def asked(row: Mapping[str, Any], coords: str, max_pixels: int) -> Asked:
             Frame(family=family, size=image.size, resized=shown.size)
             for image, shown in zip(images, sent, strict=True)
         ),
-        urls=tuple(picture_uri(shown, "jpeg", quality=JPEG_QUALITY) for shown in sent),
+        urls=tuple(image_uri(shown, "jpeg", quality=JPEG_QUALITY) for shown in sent),
     )
 
 

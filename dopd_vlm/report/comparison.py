@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vlm.jsonl import write_whole
-from dopd_vlm.recipe_diff import PLACES, flatten
 from dopd_vlm.report.figures import Figure, Trace, axes
 from dopd_vlm.report.palette import SERIES
 from dopd_vlm.report.run_page import figure_grid, page
-from dopd_vlm.run_folder import RunRecord, Series, read_run
+from dopd_vlm.run_folder import PLACES, RunRecord, Series, flatten, read_run
 
 FEWEST, MOST = 2, 8
 CURVES = {

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vlm.jsonl import write_whole
-from dopd_vlm.recipe_diff import recipe_difference
 from dopd_vlm.report.figures import Figure, run_figures
 from dopd_vlm.report.routing_figures import histogram_figures
 from dopd_vlm.report.token_page import asset, safe_json, token_map_html
-from dopd_vlm.run_folder import RunRecord, read_run
+from dopd_vlm.run_folder import RunRecord, read_run, recipe_difference
 
 REPORT_FILE = "report.html"
 MOST_REASONS = 20

@@ -1,4 +1,4 @@
-"""What a run shows of itself beside its numbers: histograms, token maps and report.html.
+"""What a run looks at beside its loss: histograms, token maps, the privilege probe and report.html.
 
 The numbers are what counts: a failure in here is logged, and the run goes on.
 """
@@ -6,23 +6,37 @@ The numbers are what counts: a failure in here is logged, and the run goes on.
 import importlib.util
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.report.run_page import write_report
 from dopd_vlm.report.token_page import token_map_page
-from dopd_vlm.routing import Thresholds
+from dopd_vlm.rollout.own import generate
+from dopd_vlm.routing import Thresholds, privilege_advantage_gap
 from dopd_vlm.run_folder import HISTOGRAMS_FILE, MAPS_FILE, PROBES_FILE
-from dopd_vlm.tracking.histograms import histogram_record
 from dopd_vlm.tracking.token_maps import probe_record, token_map_text, token_maps
-from dopd_vlm.tracking.tracker import Tracker
-from dopd_vlm.tracking.trackers import log_token_maps
+from dopd_vlm.tracking.tracker import Tracker, log_token_maps
+from dopd_vlm.training.metrics import total_of
 from dopd_vlm.training.state import EncodedSample, TrainState, encode_sample
-from dopd_vlm.training.step import StepOutput
-from dopd_vlm.types import Sample
+from dopd_vlm.training.step import StepOutput, completion_text
+from dopd_vlm.types import Sample, ViewName
 
 log = logging.getLogger(__name__)
 
+GAP_RANGE = (1e-6, 30.0)
+"""Nats; what lies outside is counted in the first and the last bin."""
+GAP_BINS = 60
+"""Evenly spaced in log gap."""
+PROBABILITY_BINS = 25
+"""Evenly spaced in [0, 1], for each of q_S and q_T."""
+VIEWS: tuple[ViewName, ...] = ("plain", "privileged")
 NUM_PROBES = 4
 """Samples whose tokens are looked at throughout a run."""
 
@@ -120,3 +134,75 @@ class Observer:
                 continue  # the loop records it when its turn comes
             chosen.setdefault(encoded.sample.uid, (row, encoded))
         return list(chosen.values())
+
+
+def gap_edges() -> Tensor:
+    """The GAP_BINS + 1 borders between bins, nats."""
+    low, high = torch.tensor(GAP_RANGE, dtype=torch.float64).log().tolist()
+    return torch.linspace(low, high, GAP_BINS + 1, dtype=torch.float64).exp()
+
+
+def histogram_record(output: StepOutput, accelerator: Accelerator) -> dict[str, Any] | None:
+    """Counts over the valid tokens of all processes; None for a method that does not route by gap.
+
+    {"gap_edges": [GAP_BINS + 1], "gap_counts": [GAP_BINS], "q_counts": [q_T bin][q_S bin],
+    "threshold": {"gap", "q_self", "q_teacher"}}. A collective: every process calls it.
+    """
+    if output.thresholds is None:
+        return None
+    pairs = [torch.empty(0, 2, dtype=torch.float64)]
+    for micro in output.micro_batches:
+        assert micro.teacher is not None and micro.self_target is not None
+        scores = torch.stack([micro.teacher.scores.logp, micro.self_target.scores.logp], -1)
+        pairs.append(scores[micro.batch.mask.to(scores.device)].double().cpu())
+    gap, joint = token_counts(torch.cat(pairs))
+    counts = torch.cat([gap, joint.flatten()]).to(accelerator.device)
+    if accelerator.num_processes > 1:
+        counts = accelerator.reduce(counts, "sum")
+    assert isinstance(counts, Tensor)
+    gap, joint = counts[:GAP_BINS], counts[GAP_BINS:].view(PROBABILITY_BINS, PROBABILITY_BINS)
+    return {
+        "gap_edges": [float(f"{edge:.6g}") for edge in gap_edges().tolist()],
+        "gap_counts": gap.tolist(),
+        "q_counts": joint.tolist(),
+        "threshold": output.thresholds.record(),
+    }
+
+
+def token_counts(logp: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs [N, 2] of teacher and self-target -> int64 [GAP_BINS] and [q_T, q_S] bins."""
+    gap = privilege_advantage_gap(logp[:, 0], logp[:, 1])
+    at = torch.bucketize(gap, gap_edges()[1:-1], right=True)
+    bins = (logp.exp() * PROBABILITY_BINS).long().clamp(0, PROBABILITY_BINS - 1)
+    joint = torch.bincount(
+        bins[:, 0] * PROBABILITY_BINS + bins[:, 1], minlength=PROBABILITY_BINS**2
+    )
+    return torch.bincount(at, minlength=GAP_BINS), joint.view(PROBABILITY_BINS, PROBABILITY_BINS)
+
+
+def privilege_probe(
+    state: TrainState, samples: Sequence[EncodedSample], score: Callable[[str, Sample], float]
+) -> dict[str, float]:
+    """probe/<view>_accuracy and probe/<view>_length of the student's greedy completions in both views.
+
+    `samples` is this process's share; the values are those of all processes, on each of them.
+    """
+    sums: Counter[str] = Counter(n=len(samples))
+    features = StepFeatures()
+    for view in VIEWS if samples else ():
+        with state.accelerator.autocast():
+            rollouts = generate(
+                state.student,
+                [s.prompts[view] for s in samples],
+                max_completion_length=state.config.rollout.max_completion_length,
+                temperature=0.0,
+                batch_size=state.config.rollout.batch_size,
+                features=features,
+            )
+        for rollout, sample in zip(rollouts, samples, strict=True):
+            right = score(completion_text(state.student, rollout), sample.sample)
+            sums.update({f"{view}_accuracy": right, f"{view}_length": len(rollout.completion_ids)})
+    total = total_of(state.accelerator, sums)
+    count = max(1, total.pop("n"))
+    names = (f"{view}_{value}" for view in VIEWS for value in ("accuracy", "length"))
+    return {f"probe/{name}": total[name] / count for name in names}

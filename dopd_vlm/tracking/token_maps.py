@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from dopd_vlm.data_uri import picture_uri
+from dopd_vlm.data_uri import thumbnail_uri
 from dopd_vlm.models.encoder import collate
 from dopd_vlm.models.policy import Policy, output_head
 from dopd_vlm.models.scores import completion_hidden
@@ -20,14 +19,12 @@ from dopd_vlm.routed_loss.loss import LossOutput
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
 from dopd_vlm.routing import Counts, Thresholds
 from dopd_vlm.training.state import EncodedSample, TrainState
-from dopd_vlm.training.step import completion_text, micro_batch_loss, sample_completions
+from dopd_vlm.training.step import StepOutput, completion_text, micro_batch_loss, sample_completions
 from dopd_vlm.training.targets import MicroBatch, batch_thresholds, score_targets
 from dopd_vlm.types import Regime, Rollout, Sample, ViewName
 
 TOP = 5
 """Candidates shown of each distribution."""
-LONGEST_SIDE = 480
-"""Pixels to which larger pictures are scaled down in a probe."""
 
 
 def probe_record(encoded: EncodedSample) -> dict[str, Any]:
@@ -50,14 +47,6 @@ def probe_record(encoded: EncodedSample) -> dict[str, Any]:
             for view in views
         },
     }
-
-
-def thumbnail_uri(image: Image.Image) -> str:
-    """The picture as a data URI, scaled down to LONGEST_SIDE."""
-    shown = image.copy()
-    shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    kind, options = ("jpeg", {"quality": 85}) if max(image.size) > 256 else ("png", {})
-    return picture_uri(shown, kind, **options)
 
 
 @torch.no_grad()
@@ -195,6 +184,29 @@ def _top(state: TrainState, scores: TargetScores | None, rows: slice) -> Any:
     shares = _probabilities(scores.top_logp[rows, :width].flatten()) or []
     pairs = [[name, share] for name, share in zip(names, shares, strict=True)]
     return [pairs[start : start + width] for start in range(0, len(pairs), width)]
+
+
+def decoded_samples(state: TrainState, output: StepOutput, limit: int) -> list[dict[str, Any]]:
+    """Up to `limit` completions as token strings, with regime, scores and loss of each token."""
+    records = []
+    for micro, loss in zip(output.micro_batches, output.losses, strict=True):
+        for row, rollout in enumerate(micro.rollouts):
+            if len(records) == limit:
+                return records
+            length = len(rollout.completion_ids)
+            record = {
+                "uid": rollout.uid,
+                "finish_reason": rollout.finish_reason,
+                "tokens": token_texts(state.student, rollout.completion_ids),
+                "regime": loss.regime[row, :length].tolist(),
+                "loss": rounded(loss.per_token[row, :length]),
+            }
+            if micro.teacher is not None:
+                record["teacher_logp"] = rounded(micro.teacher.scores.logp[row, :length])
+            if micro.self_target is not None:
+                record["self_target_logp"] = rounded(micro.self_target.scores.logp[row, :length])
+            records.append(record)
+    return records
 
 
 def token_texts(policy: Policy, ids: Tensor) -> list[str]:

@@ -1,75 +1,27 @@
-"""The run folder: config, environment, metrics.jsonl and decoded samples with their regimes."""
+"""Where a run's numbers go: metrics.jsonl, the console, and TensorBoard, trackio or wandb through accelerate.
 
-import importlib.metadata
-import json
-import platform
-import subprocess
-import sys
-from collections.abc import Mapping
+None of the trackers sends anything by itself: wandb is offline unless WANDB_MODE says otherwise, and
+trackio writes to its local folder unless its own variables (TRACKIO_SPACE_ID, TRACKIO_SERVER_URL) name a place.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
+import yaml
+from accelerate import Accelerator
 
 from dopd_vlm.config import RunConfig, to_yaml
-from dopd_vlm.jsonl import append_lines, read_lines, write_lines
-from dopd_vlm.run_folder import MAPS_FILE, METRICS_FILE
+from dopd_vlm.jsonl import append_lines, read_lines
+from dopd_vlm.run_folder import MAPS_FILE, METRICS_FILE, flatten, is_evaluation, keep_until
 from dopd_vlm.tracking.console import RunView
-from dopd_vlm.tracking.token_maps import rounded, token_texts
-from dopd_vlm.training.state import TrainState
-from dopd_vlm.training.step import StepOutput
 
-PACKAGES = (
-    "dopd-vlm",
-    "torch",
-    "torchvision",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-)
-
-
-def open_run_folder(config: RunConfig) -> Path:
-    """runs/NAME with config.yaml and environment.json.
-
-    Raises ValueError when it holds a run already and `resume` is off.
-    """
-    run_dir = Path(config.output_dir) / str(config.name)
-    if (run_dir / "config.yaml").exists() and not config.resume:
-        raise ValueError(
-            f"{run_dir} holds a run already: set resume=true to go on, or another name=..."
-        )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    path, found = run_dir / "environment.json", environment()
-    if path.exists():
-        first = json.loads(path.read_text(encoding="utf-8"))
-        found |= {"command": first["command"], "resumed_by": found["command"]}
-    path.write_text(json.dumps(found, indent=2), encoding="utf-8")
-    return run_dir
-
-
-def environment() -> dict[str, Any]:
-    """Versions, git hash and command line, so that a run can be repeated from its folder."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git": git.stdout.strip() or None,
-        "command": sys.argv,
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-    }
+PROJECT = "dopd_vlm"
 
 
 @dataclass(kw_only=True)
@@ -93,7 +45,7 @@ class Tracker:
         self.measured_steps = {line["step"] for line in (*filter(is_evaluation, lines), *maps)}
         if self.is_main:
             for path in self.run_dir.glob("*.jsonl"):
-                _keep_until(path, step)
+                keep_until(path, step)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """One optimizer step, for metrics.jsonl, the trackers and the console."""
@@ -128,41 +80,69 @@ class Tracker:
             self.say(message)
 
 
-def is_evaluation(line: Mapping[str, Any]) -> bool:
-    """Whether a line of metrics.jsonl holds an evaluation, and not a step."""
-    return any(name.startswith(("eval/", "probe/")) for name in line)
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ValueError when the package of a tracker is not installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"tracking={', '.join(missing)} needs a package that is not installed: "
+            f"pip install {' '.join(missing)} (all: pip install 'dopd-vlm[trackers]'), "
+            "or leave tracking out: metrics.jsonl and report.html need none"
+        )
 
 
-def memory_metrics() -> dict[str, float]:
-    """memory/process_gib: resident memory of this process; on a GPU memory/gpu_peak_gib since the start."""
-    metrics = {"memory/process_gib": psutil.Process().memory_info().rss / 2**30}
-    if torch.cuda.is_available():
-        metrics["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return metrics
+def start_trackers(accelerator: Accelerator, config: RunConfig, run_dir: Path) -> list[str]:
+    """Opens the recipe's trackers with the whole recipe as their configuration; what to tell the user."""
+    wandb_mode = os.environ.get("WANDB_MODE", "offline")
+    options: dict[str, dict[str, Any]] = {
+        "trackio": {"name": config.name, "embed": False, "resume": "allow"},
+        "wandb": {
+            "name": config.name,
+            "dir": str(run_dir),
+            "mode": wandb_mode,
+            "settings": {"silent": True},  # its closing summary is longer than ours
+        },
+    }
+    # trackio prints how to open its dashboard.
+    with contextlib.redirect_stdout(io.StringIO()):
+        accelerator.init_trackers(PROJECT, config=flat_config(config), init_kwargs=options)
+    if "wandb" in config.tracking and wandb_mode == "offline":
+        return [f"wandb is offline; `wandb sync {run_dir}/wandb/offline-run-*` sends the run"]
+    return []
 
 
-def _keep_until(path: Path, step: int) -> None:
-    write_lines(path, [record for record in read_lines(path) if record.get("step", 0) <= step])
+def stop_trackers(accelerator: Accelerator) -> None:
+    """Writes what the trackers still hold and closes them."""
+    names = [tracker.name for tracker in accelerator.trackers]
+    with contextlib.redirect_stdout(io.StringIO()):
+        accelerator.end_training()
+        if "trackio" in names and accelerator.is_main_process:
+            import trackio  # type: ignore[import-not-found]
+
+            trackio.finish()  # else it closes the run once more, loudly, when Python exits
 
 
-def decoded_samples(state: TrainState, output: StepOutput, limit: int) -> list[dict[str, Any]]:
-    """Up to `limit` completions as token strings, with regime, scores and loss of each token."""
-    records = []
-    for micro, loss in zip(output.micro_batches, output.losses, strict=True):
-        for row, rollout in enumerate(micro.rollouts):
-            if len(records) == limit:
-                return records
-            length = len(rollout.completion_ids)
-            record = {
-                "uid": rollout.uid,
-                "finish_reason": rollout.finish_reason,
-                "tokens": token_texts(state.student, rollout.completion_ids),
-                "regime": loss.regime[row, :length].tolist(),
-                "loss": rounded(loss.per_token[row, :length]),
-            }
-            if micro.teacher is not None:
-                record["teacher_logp"] = rounded(micro.teacher.scores.logp[row, :length])
-            if micro.self_target is not None:
-                record["self_target_logp"] = rounded(micro.self_target.scores.logp[row, :length])
-            records.append(record)
-    return records
+def flat_config(config: RunConfig) -> dict[str, Any]:
+    """{"section.field": value} with values that every tracker takes: numbers, booleans and text."""
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in flatten(yaml.safe_load(to_yaml(config))).items()
+    }
+
+
+def log_token_maps(accelerator: Accelerator, page: str, text: str, step: int) -> None:
+    """The token maps as HTML where the tracker takes it, as text where not."""
+    for tracker in accelerator.trackers:
+        tracker.log({"token_maps": _shown(tracker.name, page, text)}, step=step)
+
+
+def _shown(tracker: str, page: str, text: str) -> Any:
+    if tracker == "wandb":
+        import wandb  # type: ignore[import-not-found]
+
+        return wandb.Html(page, inject=False)
+    if tracker == "trackio":
+        import trackio  # type: ignore[import-not-found]
+
+        return trackio.Html(page)
+    return text

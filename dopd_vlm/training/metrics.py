@@ -6,6 +6,8 @@ Every mean is divided once, by a count of the whole batch: never a mean of means
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+import psutil
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -68,3 +70,11 @@ def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
     gathered = accelerator.gather(padded)
     assert isinstance(gathered, Tensor)
     return gathered[~gathered.isnan().any(-1)].cpu()
+
+
+def memory_metrics() -> dict[str, float]:
+    """memory/process_gib: resident memory of this process; on a GPU memory/gpu_peak_gib since the start."""
+    metrics = {"memory/process_gib": psutil.Process().memory_info().rss / 2**30}
+    if torch.cuda.is_available():
+        metrics["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return metrics

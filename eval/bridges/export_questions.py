@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from dopd_vlm.data_uri import picture_base64
+from dopd_vlm.data_uri import image_base64
 from dopd_vlm.jsonl import to_line, write_whole
 from dopd_vlm.prompts import PLACEHOLDER, question_text
 from dopd_vlm.types import Sample
@@ -99,7 +99,7 @@ def _table(given: Export, suffix: str, placed: Sequence[tuple[int, Sample]]) -> 
 
 
 def _cells(given: Export, index: int, sample: Sample) -> dict[str, Any]:
-    pictures = [picture_base64(image) for image in sample.plain.images]
+    pictures = [image_base64(image) for image in sample.plain.images]
     return {
         "index": index,
         "image": pictures[0] if len(pictures) == 1 else str(pictures) if pictures else "",

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from dopd_vlm.data_uri import picture_uri
+from dopd_vlm.data_uri import image_uri
 from dopd_vlm.endpoint import Client, Endpoint, GaveUpError, RejectedError
 from dopd_vlm.types import Message
 
@@ -126,7 +126,7 @@ def _content(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
     return [
-        {"type": "image_url", "image_url": {"url": picture_uri(block["image"])}}
+        {"type": "image_url", "image_url": {"url": image_uri(block["image"])}}
         if block["type"] == "image"
         else block
         for block in content

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dopd_vlm.data_uri import thumbnail_uri
 from dopd_vlm.jsonl import write_whole
 from dopd_vlm.report.run_page import facts, figure_grid, page
-from dopd_vlm.tracking.token_maps import thumbnail_uri
 from dopd_vlm.types import Sample
 
 from ..completions.store import Record

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from dopd_vlm.config import DataConfig, ModelConfig, RunConfig, to_yaml
@@ -114,6 +113,8 @@ def open_run_folder(config: RunConfig) -> Path:
 
 def environment() -> dict[str, Any]:
     """Versions, git hash and command line, so that a run can be repeated from its folder."""
+    import torch  # here: pages of a run need none
+
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"],
         cwd=Path(__file__).parent,

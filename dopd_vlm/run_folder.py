@@ -151,7 +151,7 @@ def read_run(path: str | Path) -> RunRecord:
     folder = Path(path)
     if not (folder / "config.yaml").is_file():
         raise ValueError(
-            f"{folder} holds no run: there is no config.yaml; give a folder that scripts/train.py wrote"
+            f"{folder} holds no run: there is no config.yaml; give a folder that `dopd train` wrote"
         )
     environment, probes = folder / "environment.json", folder / PROBES_FILE
     return RunRecord(

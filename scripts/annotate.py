@@ -128,7 +128,7 @@ def _report(options: argparse.Namespace, outcome: Outcome, console: Console) -> 
     if outcome.pending:
         lines.append("the same command goes on with the rows still to ask")
     else:
-        lines.append(f"next: python scripts/validate.py {options.out}")
+        lines.append(f"next: dopd validate {options.out}")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 

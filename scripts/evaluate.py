@@ -19,7 +19,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dopd_vlm.scripts.wiring.command_line import command_parser
+from dopd_vlm.scripts.wiring.command_line import (
+    add_plugin_option,
+    command_parser,
+    load_plugins,
+)  # fmt: skip
 
 EXPORTS = ("vlmevalkit", "lmms-eval", "bfcl", "livebench")
 
@@ -29,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
+        load_plugins(options)
         run(options, console)
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
@@ -150,6 +155,7 @@ def run_lm_eval(options: argparse.Namespace, console: Console) -> None:
 def _parser() -> argparse.ArgumentParser:
     command = command_parser("evaluate", __doc__)
     _add_questions(command)
+    add_plugin_option(command)
     _add_decoding(command)
     _add_files(command)
     _add_endpoint(command)

@@ -1,7 +1,7 @@
 """Writes an HTML page that shows, row by row, what the student sees and what the teacher sees.
 
-    dopd preview scripts/recipes/demo.yaml --rows 20
-    dopd preview scripts/recipes/demo.yaml --checkpoint runs/demo/checkpoint
+    dopd preview demo --rows 20
+    dopd preview demo --checkpoint runs/demo/checkpoint
     dopd preview data/assets/photos --annotations boxes:both hints
     dopd preview --import coco instances.json --images DIR --out rows/
 
@@ -27,7 +27,13 @@ from dopd_vlm.data.formats.importers import IMPORTERS, import_folder
 from dopd_vlm.data.preview import Prompts, ShownToken, preview_page, readable_prompts
 from dopd_vlm.data.views import AnnotationChoice, make_samples
 from dopd_vlm.prompts import PromptTemplate, build_prompts
-from dopd_vlm.scripts.wiring.command_line import command_parser, is_recipe, recipe_path
+from dopd_vlm.scripts.wiring.command_line import (
+    add_plugin_option,
+    command_parser,
+    is_recipe,
+    load_plugins,
+    recipe_path,
+)  # fmt: skip
 from dopd_vlm.scripts.wiring.samples import local_path, resolved, rows_of, score_answer
 from dopd_vlm.types import Message, Sample
 
@@ -52,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     """Reads the arguments and writes the page; 2 when they or the rows are wrong."""
     options = _arguments(arguments)
     try:
+        load_plugins(options)
         if options.imported:
             _import(options)
         page, counts = _page(options)
@@ -263,6 +270,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"turn FILE into rows first; KIND: {', '.join(sorted(IMPORTERS))}",
     )  # fmt: skip
     parser.add_argument("--images", type=Path, help="with --import: folder of the images")
+    add_plugin_option(parser)
     options = parser.parse_args(arguments)
     if bool(options.source) == bool(options.imported):
         parser.error("give a source, or --import KIND FILE")

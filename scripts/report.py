@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dopd_vlm.report.comparison import write_comparison
-from dopd_vlm.report.run_page import write_report
-from dopd_vlm.report.static_figure import write_still
 from dopd_vlm.scripts.wiring.command_line import command_parser
 
 if TYPE_CHECKING:
@@ -32,6 +29,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _write(options: argparse.Namespace) -> Path:
+    from dopd_vlm.report.comparison import write_comparison
+    from dopd_vlm.report.run_page import write_report
+    from dopd_vlm.report.static_figure import write_still
+
     if options.figure:
         if len(options.runs) > 1:
             raise ValueError("--figure draws one run; give one run folder")

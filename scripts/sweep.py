@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from dopd_vlm.scripts.wiring.command_line import command_parser
+from dopd_vlm.scripts.wiring.command_line import add_plugin_option, command_parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    add_plugin_option(parser)
     given = parser.parse_intermixed_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     methods, seeds = given.methods.split(","), given.seeds.split(",")
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     for seed in seeds:
         for method in methods:
             console.print(f"{method}, seed {seed}")
-            if not run(given.recipe, method, seed, given.out, given.overrides):
+            settings = [*given.overrides, *(f"--plugin={path}" for path in given.plugin)]
+            if not run(given.recipe, method, seed, given.out, settings):
                 failed.append(f"{method}-{seed}")
     console.print(table(given.out, methods, seeds))
     if failed:

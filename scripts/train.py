@@ -27,7 +27,12 @@ from rich.pretty import pprint
 
 from dopd_vlm.config import RunConfig, parser, read_config
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.scripts.wiring.command_line import command_parser, recipe_path
+from dopd_vlm.scripts.wiring.command_line import (
+    add_plugin_option,
+    command_parser,
+    load_plugins,
+    recipe_path,
+)  # fmt: skip
 from dopd_vlm.types import Sample
 
 if TYPE_CHECKING:  # --help and --dry-run load no model, and do not wait for the libraries of one
@@ -52,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.captureWarnings(True)
     try:
         options, others = _parser().parse_known_intermixed_args(_with_values(arguments))
+        load_plugins(options)
         config = read_config(recipe_path(options.recipe), [*options.overrides, *others])
         return act(config, options, console)
     except ValueError as error:
@@ -86,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="GIB",
         help="predict the peak on this machine, or on a GPU of GIB",
     )
+    add_plugin_option(command)
     return command
 
 

@@ -13,7 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dopd_vlm.data.validate import data_card, validate
-from dopd_vlm.scripts.wiring.command_line import command_parser
+from dopd_vlm.scripts.wiring.command_line import (
+    add_plugin_option,
+    command_parser,
+    load_plugins,
+)  # fmt: skip
 from dopd_vlm.scripts.wiring.samples import rows_of
 
 
@@ -26,8 +30,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--against", help="another data set that must not share questions")
     parser.add_argument("--card", type=Path, help="write the data card here, e.g. rows/README.md")
     parser.add_argument("--problems", type=Path, help="write all bad rows here, as JSONL")
+    add_plugin_option(parser)
     options = parser.parse_args(arguments)
     try:
+        load_plugins(options)
         others = rows_of(options.against, None) if options.against else ()
         rows = rows_of(options.source, options.split)
         report = validate(rows, options.annotations, against=others)

@@ -1,16 +1,14 @@
 """The pages of data/: their code runs as it stands, their commands too, and what they show comes out."""
 
-import importlib
 import os
 import re
-import shlex
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from pages import blocks_of, run_page
 
 from dopd_vlm.config import read_config
 from dopd_vlm.data.annotations import registry as annotations
@@ -21,13 +19,6 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data"
 PAGES = ("README.md", "BRING_YOUR_DATA.md", "ADD_ANNOTATION_TYPE.md")
 PHOTOS = DATA / "assets" / "photos"
-BLOCK = re.compile(r"```(\w+)\n(.*?)```\n((?:\n(?:    [^\n]*\n)+)?)", re.DOTALL)
-
-
-def blocks_of(page: str) -> list[tuple[str, str, str]]:
-    """(language, code, indented text right behind it) of each block of the page, in order."""
-    found = BLOCK.findall((DATA / page).read_text(encoding="utf-8"))
-    return [(kind, code, re.sub("(?m)^    ", "", shown).strip()) for kind, code, shown in found]
 
 
 @pytest.fixture
@@ -42,67 +33,12 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("gaze", None)
 
 
-def run_python(page: str, code: str, names: dict) -> None:
-    """Executes a block; one that begins with `# NAME.py` is that file."""
-    named = re.match(r"# (\w+\.py)\n", code)
-    if named:
-        Path(named[1]).write_text(code.split("\n", 1)[1], encoding="utf-8")
-    exec(compile(code, page, "exec"), names)
-
-
-def run_command(line: str) -> None:
-    """A script's main() in this process; `pip install .` as the metadata that it would leave."""
-    command = shlex.split(line, comments=True)
-    if command[:2] == ["pip", "install"]:
-        install_metadata(Path("pyproject.toml"))
-        return
-    program, script, *arguments = command
-    assert program == "python" and (ROOT / script).is_file(), line
-    assert importlib.import_module(f"dopd_vlm.scripts.{Path(script).stem}").main(arguments) == 0, (
-        line
-    )
-
-
-def install_metadata(pyproject: Path) -> None:
-    """What the package's installation adds: a folder that names its entry points."""
-    project = tomllib.loads(pyproject.read_text())["project"]
-    folder = Path(f"{project['name']}-{project['version']}.dist-info")
-    folder.mkdir()
-    (folder / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    lines = [
-        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
-        for group, points in project["entry-points"].items()
-    ]
-    (folder / "entry_points.txt").write_text("\n".join(lines))
-    importlib.invalidate_caches()
-    annotations._plugins.cache_clear()
-
-
-def run_page(page: str, folder: Path, capsys) -> None:
-    """All blocks in order; what a block prints stands behind it on the page."""
-    names: dict = {}
-    for kind, code, shown in blocks_of(page):
-        capsys.readouterr()
-        if kind == "python":
-            run_python(page, code, names)
-            if "print(" in code:
-                assert capsys.readouterr().out.strip() == shown
-        elif kind == "toml":
-            (folder / "pyproject.toml").write_text(code)
-        else:
-            assert kind == "sh"
-            for line in code.strip().splitlines():
-                run_command(line)
-
-
 def test_the_overview_runs_and_prints_what_it_shows(folder, capsys) -> None:
-    run_page("README.md", folder, capsys)
+    run_page(DATA / "README.md", folder, capsys)
 
 
 def test_bringing_data_leaves_rows_a_card_and_pages(folder, capsys) -> None:
-    run_page("BRING_YOUR_DATA.md", folder, capsys)
+    run_page(DATA / "BRING_YOUR_DATA.md", folder, capsys)
     (imported,) = read_rows("from_coco")
     assert imported["annotations"]["boxes"][0]["bbox"] == [40, 60, 80, 50]
     assert "1, of which 1 are good" in (folder / "my_rows" / "README.md").read_text()
@@ -110,7 +46,7 @@ def test_bringing_data_leaves_rows_a_card_and_pages(folder, capsys) -> None:
 
 
 def test_a_new_type_is_one_file_and_one_line_and_is_seen(folder, capsys) -> None:
-    run_page("ADD_ANNOTATION_TYPE.md", folder, capsys)
+    run_page(DATA / "ADD_ANNOTATION_TYPE.md", folder, capsys)
     assert "gaze" not in annotations.TYPES, "the entry point alone made it known"
     page = (folder / "looks.html").read_text(encoding="utf-8")
     assert "<mark>gaze:" in page and "seconds" in page
@@ -127,7 +63,7 @@ def test_the_page_s_commands_run_in_a_shell(page, tmp_path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(site), "PATH": paths}
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     python_so_far = ""
-    for kind, code, _ in blocks_of(page):
+    for kind, code, _ in blocks_of(DATA / page):
         if kind == "toml":
             (tmp_path / "pyproject.toml").write_text(code)
             continue

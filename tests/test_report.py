@@ -361,5 +361,5 @@ def test_the_command_writes_pages_and_names_mistakes(
     assert report_script.main([str(tmp_path)]) == 2
     assert re.findall("error: .*", capsys.readouterr().err) == [
         "error: several runs need --out FILE.html for their common page",
-        f"error: {tmp_path} holds no run: there is no config.yaml; give a folder that scripts/train.py wrote",
+        f"error: {tmp_path} holds no run: there is no config.yaml; give a folder that `dopd train` wrote",
     ]

@@ -137,13 +137,16 @@ def what_was_run(run: RunRecord) -> str:
 
 def command(run: RunRecord) -> str:
     """The command line that started the run."""
-    return shlex.join(["python", *run.environment.get("command", [])])
+    words = run.environment.get("command", [])
+    if words and Path(words[0]).name == "dopd":
+        return shlex.join(["dopd", *words[1:]])
+    return shlex.join(["python", *words])
 
 
 def again(run: RunRecord) -> str:
     """A command that repeats the run under another name."""
     recipe = shlex.quote(str(run.path / "config.yaml"))
-    return f"python scripts/train.py {recipe} name={shlex.quote(run.name)}_again resume=false"
+    return f"dopd train {recipe} name={shlex.quote(run.name)}_again resume=false"
 
 
 def facts(values: Mapping[str, Any]) -> str:

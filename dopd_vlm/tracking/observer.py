@@ -91,7 +91,7 @@ class Observer:
         if not self._can_draw:
             self.tracker.say_once(
                 r"no report.html: pip install 'dopd-vlm\[viz]', "
-                f"then python scripts/report.py {self.tracker.run_dir}"
+                f"then dopd report {self.tracker.run_dir}"
             )
             return
         with harmless("report.html"):

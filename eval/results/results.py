@@ -116,12 +116,10 @@ def read_results(path: Path) -> list[Results]:
     """
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(
-            f"no evaluation results at {path}; run scripts/evaluate.py with --out first"
-        )
+        raise ValueError(f"no evaluation results at {path}; run `dopd evaluate` with --out first")
     tree = json.loads(path.read_text(encoding="utf-8"))
     if "dopd" not in tree:
-        raise ValueError(f"{path} was not written by scripts/evaluate.py")
+        raise ValueError(f"{path} was not written by `dopd evaluate`")
     return [_from_plain(entry) for entry in tree["dopd"]]
 
 

@@ -1,6 +1,6 @@
 """Rows per second from files to model inputs, beside a bare `datasets` + processor loop.
 
-    python scripts/bench.py data
+    dopd bench data
 
 JPEGs of 640 x 480 pixels with four boxes a row, drawn and as text, through make_sample and
 encode_prompt in both views; the bare loop decodes the picture with `datasets` and calls the

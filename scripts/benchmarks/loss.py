@@ -1,8 +1,8 @@
 """`bench.py loss`: time and peak memory of the routed loss, its peers and the bare matrix products.
 
-    python scripts/bench.py loss                                          # 2 CPU cores, minutes
-    python scripts/bench.py loss --tokens 512 --vocab 8192 --repeats 3    # seconds
-    python scripts/bench.py loss --tokens 4096 --vocab 151936 --hidden 2048 --dtype bfloat16   # on a GPU
+    dopd bench loss                                          # 2 CPU cores, minutes
+    dopd bench loss --tokens 512 --vocab 8192 --repeats 3    # seconds
+    dopd bench loss --tokens 4096 --vocab 151936 --hidden 2048 --dtype bfloat16   # on a GPU
 
 Time: after an untimed round, variants are interleaved and repeated; the table gives the median, least and
 greatest. `x limit` divides by the matrix products alone that the variant cannot avoid: (5 + h) u for ours

@@ -1,7 +1,7 @@
 """`bench.py rollout`: tokens per second of sampling, ours, Hugging Face `generate` and `generate_batch`.
 
-    python scripts/bench.py rollout --prompts 8 --tokens 32   # SmolLM2-135M
-    python scripts/bench.py rollout --model embedded_vl
+    dopd bench rollout --prompts 8 --tokens 32   # SmolLM2-135M
+    dopd bench rollout --model embedded_vl
 
 The same prompts, numbers and lengths; variants take turns; timings of an earlier run on the same
 terms that lie under --out count in. `generate_batch` is transformers' continuous batching. It takes

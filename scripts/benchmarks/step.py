@@ -1,8 +1,8 @@
 """`bench.py step`: seconds per phase of whole optimizer steps, ours and those of TRL's trainer.
 
-    python scripts/bench.py step                          # SmolLM2-135M, opd and dopd against TRL
-    python scripts/bench.py step --model embedded_vl --repeats 5 --tokens 48 --micro 64
-    python scripts/bench.py step --variants dopd --repeats 1 --profile runs/bench/trace.json
+    dopd bench step                          # SmolLM2-135M, opd and dopd against TRL
+    dopd bench step --model embedded_vl --repeats 5 --tokens 48 --micro 64
+    dopd bench step --variants dopd --repeats 1 --profile runs/bench/trace.json
 
 A variant is a method of ours; `opd_full_kl`, ours with TRL's loss, the reverse KL over the whole
 vocabulary; either followed by `-pixels`, where every forward takes its pictures through the vision

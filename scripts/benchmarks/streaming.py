@@ -1,8 +1,8 @@
 """Makes a large picture set and reports what memory and time training on it takes.
 
-    python scripts/bench.py streaming jsonl 200000                  # 2 GiB of pictures, minutes
-    python scripts/bench.py streaming tar 200000 --workers 2
-    python scripts/bench.py streaming parquet 200000 --what read    # a shuffled pass, no training
+    dopd bench streaming jsonl 200000                  # 2 GiB of pictures, minutes
+    dopd bench streaming tar 200000 --workers 2
+    dopd bench streaming parquet 200000 --what read    # a shuffled pass, no training
 
 `train` runs scripts/train.py for a few steps on 20 rows and on all of them; the difference of
 their peaks is what the set costs. `read` makes every row, or --reads of them, once; memory is shown

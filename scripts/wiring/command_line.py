@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from dopd_vlm import plugins
 from dopd_vlm.errors import unknown
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -16,6 +17,23 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_plugin_option(command: argparse.ArgumentParser) -> None:
+    """--plugin FILE, for annotation types, methods and divergences of one's own."""
+    command.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file that registers annotation types, methods or divergences; may stand more than once",
+    )
+
+
+def load_plugins(options: argparse.Namespace) -> None:
+    """Runs the files of --plugin. Raises ValueError for one that does not run."""
+    for name in options.plugin:
+        plugins.load_file(name)
 
 
 def recipe_names() -> list[str]:

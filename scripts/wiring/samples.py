@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from dopd_vlm import plugins
 from dopd_vlm.config import DataConfig, ModelConfig, RunConfig
 from dopd_vlm.data.embedded.sets import embedded_model, embedded_rows, is_embedded
 from dopd_vlm.data.rows import read_rows
@@ -38,6 +39,15 @@ class LazySamples(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         return self._make(self._rows[index])
+
+    # data.workers sends samples to other processes, which know nothing of --plugin.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "plugins": plugins.files()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for path in state.pop("plugins"):
+            plugins.load_file(path)
+        vars(self).update(state)
 
 
 def rows_of(source: str, split: str | None) -> Sequence[Mapping[str, Any]]:

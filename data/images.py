@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -37,7 +37,9 @@ def load_image(
         return _upright_rgb(source)
     if isinstance(source, Mapping):
         data = source.get("bytes")
-        if isinstance(data, bytes):
+        if data is not None and not isinstance(data, bytes):
+            raise ValueError(f"an image's bytes must be bytes, got {type(data).__name__}")
+        if data is not None:
             return _decode(
                 f"image {source.get('path') or 'in bytes'}", io.BytesIO(data), max_pixels
             )
@@ -77,7 +79,11 @@ def _inside(source: str | Path, root: Path, word: str) -> Path:
             f"{word} path {text!r} must be relative, without '..', inside the data folder {root}"
         )
     path = root / pure
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        target, folder = path.resolve(), root.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError is Python 3.11's for a loop
+        raise ValueError(f"{word} path {text!r} is a link that leads to itself") from error
+    if not target.is_relative_to(folder):
         raise ValueError(f"{word} path {text!r} is a link that leaves the data folder {root}")
     return path
 
@@ -97,8 +103,9 @@ def _decode(name: str, file: Any, max_pixels: int) -> Image.Image:
         raise ValueError(f"{name} is no image of a known format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is over the limit of {max_pixels} pixels") from error
-    except (OSError, SyntaxError, EOFError, MemoryError) as error:
-        # Pillow reports damaged PNG chunks as SyntaxError.
+    except ValueError:
+        raise
+    except Exception as error:  # a decoder may raise anything for damaged bytes
         raise ValueError(f"{name} is truncated or damaged: {error}") from error
 
 
@@ -115,12 +122,21 @@ def _check_size(name: str, image: Image.Image, max_pixels: int) -> None:
         )
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit greys scaled, where a conversion would clip them at 255."""
+    low, high = cast(tuple[float, float], image.getextrema())
+    if low < 0 or high > 65_535:
+        raise ValueError(f"an image of {low}..{high} is no 16-bit one: store it with 8 bits")
+    return image.point(lambda value: value / 256).convert("L")
+
+
 def _upright_rgb(image: Image.Image) -> Image.Image:
     """A new RGB image without an orientation tag."""
     upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise ValueError("an image of floats has no known black and white: store it with 8 bits")
     if upright.mode.startswith("I"):
-        # 16-bit greys would be clipped at 255, not scaled.
-        upright = upright.convert("I").point(lambda value: value / 256).convert("L")
+        upright = _eight_bits(upright.convert("I"))
     if upright.mode in ALPHA_MODES or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

@@ -1,6 +1,7 @@
 """What both models are asked: question or messages, choices, system and answer of a row."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,18 +41,21 @@ def read_question(row: Mapping[str, Any], num_images: int, videos: Sequence[str]
             the choices, an unknown answer type, messages of another form.
     """
     system, history, text, reply = row.get("system"), (), row.get("question"), None
-    if text is None and row.get("messages") is not None:
+    if row.get("messages") is not None:
+        if text is not None:
+            raise ValueError("the row has both 'question' and 'messages': leave one of them out")
         turns_system, history, text, reply = _read_messages(row["messages"])
         system = turns_system if system is None else system
-    bare = re.sub(f"{PLACEHOLDER}|{VIDEO_PLACEHOLDER}", "", text) if isinstance(text, str) else ""
-    if not isinstance(text, str) or not bare.strip():
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"the question must be text, got {text!r}")
+    if not re.sub(f"{PLACEHOLDER}|{VIDEO_PLACEHOLDER}", "", text or "").strip():
         raise ValueError(f"the question is empty: {text!r}; give 'question' or 'messages'")
+    assert text is not None
     if system is not None and not isinstance(system, str):
         raise ValueError(f"system must be a string or null, got {type(system).__name__}")
     text = _with_places(text, num_images, videos)
     choices = _read_choices(row.get("choices"))
-    answer = row.get("answer") if row.get("answer") is not None else reply
-    answer = "" if answer is None else str(answer).strip()
+    answer = _read_answer(row.get("answer") if row.get("answer") is not None else reply)
     return Question(
         text=text,
         answer=answer,
@@ -64,7 +68,6 @@ def read_question(row: Mapping[str, Any], num_images: int, videos: Sequence[str]
 
 def _with_places(text: str, num_images: int, videos: Sequence[str]) -> str:
     """The question with a placeholder per image, or none at all; videos filled in."""
-    _encodable("the question", text)
     for word, mark, count in (
         ("images", PLACEHOLDER, num_images),
         ("videos", VIDEO_PLACEHOLDER, len(videos)),
@@ -85,12 +88,17 @@ def _with_places(text: str, num_images: int, videos: Sequence[str]) -> str:
     return first + "".join(v + piece for v, piece in zip(videos, rest, strict=True))
 
 
-def _encodable(field: str, text: str) -> None:
-    """ValueError for a lone surrogate, which JSON can escape but no tokenizer takes."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{field} is no valid Unicode: {error}") from error
+def _read_answer(raw: Any) -> str:
+    """The answer as text, "" for None."""
+    return "" if raw is None else plain_text("the answer", raw).strip()
+
+
+def plain_text(field: str, value: Any) -> str:
+    """Text as it is, a finite number as JSON writes it; ValueError for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, str) or (is_number and math.isfinite(value)):
+        return str(value)
+    raise ValueError(f"{field} must be text or a number, got {value!r}")
 
 
 def parse_json(field: str, text: str) -> Any:
@@ -111,7 +119,11 @@ def _read_choices(raw: Any) -> dict[str, str] | None:
         return None
     if not isinstance(raw, Mapping):
         raise ValueError(f"choices must be {{letter: text}} or a list of at most 26, got {raw!r}")
-    choices = {str(key): str(value) for key, value in raw.items() if value is not None}
+    choices = {
+        str(key): plain_text(f"option {key}", value)
+        for key, value in raw.items()
+        if value is not None
+    }
     if choices and len(choices) < 2:
         raise ValueError(f"choices must be at least two, got {choices}")
     return choices or None

@@ -1,6 +1,7 @@
 """A row -> a Sample: the plain view from a whitelist, the privileged one from the annotations."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .coords import Frame, check_family
 from .images import MAX_PIXELS, load_image
 from .questions import Question, parse_json, read_question
 from .videos import load_clips
+from .words import check_words
 
 AnnotationChoice = str | tuple[str, str]
 """A type's name, shown as text, or (name, form) with form `text`, `drawn` or `both`."""
@@ -134,13 +136,13 @@ def _sample(
     values = _values(row, chosen, question, images)
     marked = _marked(row, chosen, values, images, root, max_pixels)
     frame = _frame(images, coords, resize)
-    texts = [str(row.get("privileged_context") or "").strip()]
+    texts = [_ready_context(row)]
     for name, form in chosen:
-        text = annotation_type(name).describe(values[name], frame) if form != "drawn" else ""
+        text = _describe(name, values[name], frame) if form != "drawn" else ""
         texts.append(section(name, text) if text else "")
     meta = as_object(row.get("meta"), "meta")
     origin = {key: value for key, value in origin_of(row).items() if key in ("file", "line")}
-    return Sample(
+    sample = Sample(
         uid=uid_of(row),
         question=question.text,
         answer=question.answer,
@@ -152,6 +154,15 @@ def _sample(
         history=question.history,
         source={**meta, **origin},
     )
+    check_words(sample)
+    return sample
+
+
+def _ready_context(row: Mapping[str, Any]) -> str:
+    text = row.get("privileged_context")
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"privileged_context must be text, got {text!r}")
+    return (text or "").strip()
 
 
 def _images(
@@ -178,13 +189,40 @@ def _values(
     values = {}
     for name, _ in chosen:
         kind = annotation_type(name)
-        try:
+        with _blaming(name):
             values[name] = kind.parse(raw.get(name), sizes)
             if isinstance(kind, CheckedType):
                 kind.check(values[name], question.answer, question.choices)
-        except ValueError as error:
-            raise ValueError(f"annotations.{name}: {error}") from error
     return values
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Errors inside become ValueErrors that name the annotation type."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"annotations.{name}: {error}") from error
+    except Exception as error:  # a type of someone else's: it may raise anything
+        raise ValueError(f"annotations.{name}: {type(error).__name__}: {error}") from error
+
+
+def _describe(name: str, value: Any, frame: Frame) -> str:
+    with _blaming(name):
+        text = annotation_type(name).describe(value, frame)
+        if not isinstance(text, str):
+            raise ValueError(f"describe() must give text, got {type(text).__name__}")
+        return text
+
+
+def _draw(
+    name: str, kind: DrawnType, images: Sequence[Image.Image], value: Any
+) -> Sequence[Image.Image]:
+    with _blaming(name):
+        drawn = list(kind.draw(images, value))
+        if len(drawn) < len(images) or not all(isinstance(one, Image.Image) for one in drawn):
+            raise ValueError(f"draw() must give at least {len(images)} PIL images, got {drawn!r}")
+        return drawn
 
 
 def _marked(
@@ -207,7 +245,7 @@ def _marked(
     for name, form in chosen:
         kind = annotation_type(name)
         if form != "text" and isinstance(kind, DrawnType):
-            marked = kind.draw(marked, values[name])
+            marked = _draw(name, kind, marked, values[name])
     return tuple(marked)
 
 

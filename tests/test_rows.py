@@ -161,6 +161,7 @@ def test_odd_meta_and_origin_of_a_row_do_no_harm(tmp_path, odd) -> None:
     ("content", "message"),
     [
         (b'{"uid": "a"}\n{"uid": \n', "line 2 is not JSON"),
+        (b'{"uid": "a"}\n{"uid": "b", "uid": "c"}\n', "line 2 is not JSON: the key 'uid' stands"),
         (b'{"uid": "a"}\n[1]\n', "line 2 must be an object, got list"),
         ('{"uid": "é"}'.encode("latin-1"), "line 1 is not UTF-8"),
     ],

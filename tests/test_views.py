@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dopd_vlm.data.annotations.registry import forms, type_names
+from dopd_vlm.data.annotations.registry import TYPES, forms, type_names
 from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_sample, make_samples
@@ -296,3 +296,34 @@ def test_the_example_photographs_make_good_samples() -> None:
         assert max(sample.plain.images[0].size) <= 448
         assert sample.privileged.images[-1].tobytes() != sample.plain.images[-1].tobytes()
         assert all(name + ":" in sample.privileged.context for name in ("boxes", "hints"))
+
+
+class Careless:
+    """A type of someone else's that asks for nothing and checks nothing."""
+
+    def parse(self, raw, sizes):
+        return [entry["from"] for entry in raw or []]
+
+    def describe(self, value, frame):
+        return {"text": "a", "list": ["a"], "deep": 1 / 0 if value == ["deep"] else ""}[value[0]]
+
+    def draw(self, images, value):
+        return {"text": images, "list": images[:-1], "deep": images}[value[0]]
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ([{"to": 1}], "KeyError: 'from'"),
+        (7, "TypeError: 'int' object is not iterable"),
+        ([{"from": "none"}], "KeyError: 'none'"),
+        ([{"from": "deep"}], "ZeroDivisionError"),
+        ([{"from": "list"}], "draw() must give at least 1 PIL images, got []"),
+    ],
+)
+def test_whatever_a_type_raises_names_the_type_and_the_row(raw, reason, monkeypatch) -> None:
+    monkeypatch.setitem(TYPES, "careless", Careless())
+    samples, (bad,) = make_samples([row(annotations={"careless": raw})], [("careless", "both")])
+    assert not samples
+    assert bad.reason.startswith("row 'r1': annotations.careless: ")
+    assert reason in bad.reason

@@ -6,7 +6,7 @@ What an author of a type needs is handed on here: reading entries, coordinates, 
 from ..coords import Frame, encode
 from .disclosure import disclosed
 from .drawing import draw_boxes, draw_dots, draw_masks, draw_numbers, draw_tags
-from .parsing import check_inside, describe_by_image, entries, image_index, numbers
+from .parsing import check_inside, describe_by_image, entries, image_index, label_of, numbers
 from .registry import (
     TYPES,
     AnnotationType,
@@ -37,6 +37,7 @@ __all__ = [
     "entries",
     "forms",
     "image_index",
+    "label_of",
     "numbers",
     "register",
     "type_names",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..coords import Frame, encode
 from .drawing import draw_boxes
-from .parsing import describe_by_image, entries, image_index, numbers
+from .parsing import describe_by_image, entries, image_index, label_of, numbers
 
 EDGE_TOLERANCE = 0.5
 """Pixels by which a box may leave the image and is clipped: rounding of other tools."""
@@ -70,8 +70,7 @@ def _parse_box(index: int, entry: Mapping[str, Any], sizes: Sequence[tuple[int, 
             f"{right} x {bottom} pixels by {out:g}"
         )
     clipped = (max(xyxy[0], 0.0), max(xyxy[1], 0.0), min(xyxy[2], right), min(xyxy[3], bottom))
-    label = entry.get("label")
-    return Box(xyxy=clipped, label="" if label is None else str(label), image=image)
+    return Box(xyxy=clipped, label=label_of(where, entry), image=image)
 
 
 def _as_json(box: Box, frame: Frame) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from ..coords import Frame, encode
 from .drawing import draw_masks
-from .parsing import check_inside, describe_by_image, entries, image_index, numbers
+from .parsing import check_inside, describe_by_image, entries, image_index, label_of, numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def _parse_mask(index: int, entry: Mapping[str, Any], sizes: Sequence[tuple[int,
         raise ValueError(f"{where} must be polygons or run lengths, got {raw!r}")
     if not area.any():
         raise ValueError(f"{where} has no area")
-    return Mask(area=area, polygon=polygon, label=str(entry.get("label") or ""), image=image)
+    return Mask(area=area, polygon=polygon, label=label_of(f"[{index}]", entry), image=image)
 
 
 def _from_runs(where: str, raw: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:

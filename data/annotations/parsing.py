@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..coords import Frame
+from ..questions import plain_text
 
 MAX_ENTRIES = 1000
 """Annotations of one type in a row; more are a mistake, or a prompt that no model reads."""
@@ -31,6 +32,12 @@ def image_index(where: str, entry: Mapping[str, Any], sizes: Sequence[tuple[int,
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(sizes):
         raise ValueError(f"{where} names image {index!r}, but the row has {len(sizes)} images")
     return index
+
+
+def label_of(where: str, entry: Mapping[str, Any]) -> str:
+    """The entry's label, "" when it has none; ValueError for anything but text or a number."""
+    label = entry.get("label")
+    return "" if label is None else plain_text(f"{where}.label", label)
 
 
 def numbers(where: str, values: Any, count: int) -> list[float]:

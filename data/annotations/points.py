@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..coords import Frame, encode
 from .drawing import draw_dots
-from .parsing import check_inside, describe_by_image, entries, image_index, numbers
+from .parsing import check_inside, describe_by_image, entries, image_index, label_of, numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,4 +59,4 @@ def _parse_point(index: int, entry: Mapping[str, Any], sizes: Sequence[tuple[int
     image = image_index(where, entry, sizes)
     x, y = numbers(f"{where}.point", entry.get("point"), 2)
     check_inside(f"{where}.point", (x, y), image, sizes)
-    return Point(xy=(x, y), label=str(entry.get("label") or ""), image=image)
+    return Point(xy=(x, y), label=label_of(where, entry), image=image)

@@ -63,7 +63,7 @@ class JsonLines:
         data = os.pread(handle, self._sizes[position], self._offsets[position])
         where = f"{self._path} line {self._lines[position]}"
         try:
-            row = json.loads(data.decode("utf-8"))
+            row = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
         except UnicodeDecodeError as error:
             raise ValueError(f"{where} is not UTF-8: {error}") from error
         except ValueError as error:
@@ -73,6 +73,15 @@ class JsonLines:
         if not isinstance(row, dict):
             raise ValueError(f"{where} must be an object, got {type(row).__name__}")
         return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object; ValueError for a key that it holds twice, of which one would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+    return row
 
 
 def read_json(path: Path) -> Any:

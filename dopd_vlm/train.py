@@ -27,8 +27,14 @@ from dopd_vlm.tracking.tracker import Tracker, check_trackers, start_trackers, s
 from dopd_vlm.training.build import build_state, make_accelerator, run_folder
 from dopd_vlm.training.checkpoint import check_space, save_checkpoint
 from dopd_vlm.training.metrics import memory_metrics
-from dopd_vlm.training.samples import EncodedStream, num_workers, start_server
-from dopd_vlm.training.state import EncodedSample, TrainState, encode_sample
+from dopd_vlm.training.samples import (
+    EncodedSample,
+    EncodedStream,
+    encode_sample,
+    num_workers,
+    start_server,
+)
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, train_step
 from dopd_vlm.types import Sample
 
@@ -140,7 +146,7 @@ class Loop:
         self.observer = Observer(state, samples, self.probe_rows, tracker, score_answer)
         self.stream = EncodedStream(
             state.config,
-            state.student,
+            state.student.encoder,
             samples,
             self.coming_rows(),
             workers=num_workers(state.config, state.accelerator.device),

@@ -14,8 +14,9 @@ from accelerate.utils import gather_object
 from rich.progress import Progress
 
 from dopd_vlm.config import ModelConfig
+from dopd_vlm.distributed import process_state
 from dopd_vlm.endpoint import Endpoint
-from dopd_vlm.models.policy import Policy, load_policy, process_state
+from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.types import Sample, ViewName
 
 from .benchmarks.benchmark import Benchmark, Generation, load_benchmark

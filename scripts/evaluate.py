@@ -63,7 +63,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     """Every task in every view, and the end of the process group if there is one."""
     from transformers.utils.logging import disable_progress_bar
 
-    from dopd_vlm.models.policy import end_processes
+    from dopd_vlm.distributed import end_processes
     from dopd_vlm.scripts.wiring.evaluate_tasks import evaluate_all
 
     disable_progress_bar()

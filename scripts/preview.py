@@ -107,7 +107,7 @@ def rollouts(
     from dopd_vlm.report.token_page import token_map_html
     from dopd_vlm.tracking.token_maps import token_maps
     from dopd_vlm.training.build import build_state, make_accelerator
-    from dopd_vlm.training.state import encode_sample
+    from dopd_vlm.training.samples import encode_sample
 
     student = replace(config.student, path=checkpoint)
     state = build_state(
@@ -169,7 +169,7 @@ def _trained_on(sample: Sample, prompt: Sequence[int], tokenizer: Any) -> tuple[
     text = str(sample.source.get("solution") or sample.answer)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    given = EncodedPrompt(uid=sample.uid, text="", input_ids=torch.tensor(prompt), token_types=None)
+    given = EncodedPrompt(uid=sample.uid, text="", input_ids=torch.tensor(prompt))
     batch = collate([given], [torch.tensor([*ids, *end], dtype=torch.int64)], pad_id=0)
     places = [False] * len(prompt) + batch.mask[0].tolist()
     texts = tokenizer.batch_decode([[one] for one in [*prompt, *batch.completion_ids[0].tolist()]])

@@ -177,7 +177,7 @@ def run(config: RunConfig, console: Console) -> int:
     """Evaluate, distil, evaluate, and print the table."""
     from transformers.utils.logging import disable_progress_bar
 
-    from dopd_vlm.models.policy import process_state
+    from dopd_vlm.distributed import process_state
     from dopd_vlm.scripts.wiring.evaluation import Evaluation
     from dopd_vlm.scripts.wiring.samples import (
         good_rows,

@@ -21,7 +21,7 @@ from dopd_vlm.scripts.benchmarks import step as bench_step
 from dopd_vlm.scripts.wiring import memory_table
 from dopd_vlm.scripts.wiring import samples as build
 from dopd_vlm.training.build import build_state
-from dopd_vlm.training.state import encode_sample
+from dopd_vlm.training.samples import encode_sample
 from dopd_vlm.training.step import Clock, train_step
 
 STEPS = 2

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from dopd_vlm.models.encoder import Batch, collate, encode_prompt
-from dopd_vlm.models.scores import completion_hidden
+from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.prompts import build_prompts
 
 COMPLETIONS = [torch.tensor([5, 9, 11]), torch.tensor([7]), torch.tensor([3, 4, 5, 6, 8])]
@@ -25,19 +25,17 @@ def policy_and_samples(kind: str):
 
 
 def encoded(policy, samples, view="plain"):
-    return [encode_prompt(policy, build_prompts(s).view(view), uid=s.uid) for s in samples]
+    return [encode_prompt(policy.encoder, build_prompts(s).view(view), uid=s.uid) for s in samples]
 
 
 def by_the_model(policy, prompt, ids):
     """The model's own forward of one unpadded sequence, positions and all left to it."""
     inputs = {
         "input_ids": torch.cat([prompt.input_ids, ids])[None],
-        **prompt.pictures,
+        **prompt.image_tensors,
     }
-    if prompt.token_types is not None:
-        inputs["mm_token_type_ids"] = torch.nn.functional.pad(prompt.token_types, (0, len(ids)))[
-            None
-        ]
+    for name, values in prompt.token_inputs.items():
+        inputs[name] = torch.nn.functional.pad(values, (0, len(ids)))[None]
     hidden = policy.backbone(**inputs, use_cache=False).last_hidden_state[0]
     return hidden[len(prompt.input_ids) - 1 : -1]
 
@@ -92,7 +90,7 @@ def test_completion_ids_follow_the_prompt_verbatim():
 def test_prompt_plus_completion_is_the_template_of_the_finished_conversation():
     policy, samples = policy_and_samples("vl")
     messages = build_prompts(samples[0]).plain
-    prompt = encode_prompt(policy, messages)
+    prompt = encode_prompt(policy.encoder, messages)
     answer = policy.tokenizer("2 cats", add_special_tokens=False, return_tensors="pt")["input_ids"][
         0
     ]

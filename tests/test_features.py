@@ -9,13 +9,14 @@ from PIL import Image
 from test_step import UIDS, make_rollouts, make_state
 
 from dopd_vlm.models.encoder import encode_prompt
-from dopd_vlm.models.image_features import StepFeatures, picture_inputs
-from dopd_vlm.models.images import PictureProcessor
+from dopd_vlm.models.forward import completion_hidden
+from dopd_vlm.models.image_features import StepFeatures, image_inputs
+from dopd_vlm.models.images import CachedImageProcessor
 from dopd_vlm.models.policy import checkpoint_activations_
-from dopd_vlm.models.scores import completion_hidden
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.training import step, targets
-from dopd_vlm.training.state import TrainState, encode_sample
+from dopd_vlm.training.samples import encode_sample
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, distil_step, train_step
 from dopd_vlm.types import Sample, View
 
@@ -120,7 +121,7 @@ def test_features_of_equal_pictures_are_equal_and_of_others_not():
     with torch.no_grad():
         output = StepFeatures().of(state.student, prompts)
         direct = state.student.backbone.get_image_features(
-            **picture_inputs(state.student, prompts, None)
+            **image_inputs(state.student, prompts, None)
         )
     assert len(output.pooler_output) == len(direct.pooler_output) == 5
     for place, pooled in enumerate(direct.pooler_output):
@@ -142,7 +143,9 @@ def test_the_image_processor_sees_each_picture_once_and_returns_what_it_would_al
     encoded = [encode_sample(state, sample) for sample in rows()]
     assert len(taken) == 1 + 2 + 3
     monkeypatch.undo()
-    assert encoded[0].prompts["plain"].pictures == encoded[0].prompts["privileged"].pictures
+    assert (
+        encoded[0].prompts["plain"].image_tensors == encoded[0].prompts["privileged"].image_tensors
+    )
     for sample, both in zip(rows(), encoded, strict=True):
         for view in ("plain", "privileged"):
             found = both.prompts[view]
@@ -150,12 +153,12 @@ def test_the_image_processor_sees_each_picture_once_and_returns_what_it_would_al
                 text=[found.text], images=list(sample.view(view).images), return_tensors="pt"
             )
             assert whole["input_ids"][0].tolist() == found.input_ids.tolist()
-            for name, value in found.pictures.items():
+            for name, value in found.image_tensors.items():
                 assert torch.equal(value, whole[name])
 
 
 def test_keys_tell_pixels_size_and_mode_apart():
-    picture = PictureProcessor(None).key
+    picture = CachedImageProcessor(None).key
     flat = Image.new("L", (4, 6), 7)
     others = [Image.new("L", (6, 4), 7), Image.new("L", (4, 6), 8), Image.new("P", (4, 6), 7)]
     assert picture(flat) == picture(flat.copy())
@@ -173,7 +176,7 @@ def test_a_processor_that_pads_by_company_is_called_as_ever():
                 "pixel_mask": torch.ones(len(images)),
             }
 
-    remembering = PictureProcessor(Padding())
+    remembering = CachedImageProcessor(Padding())
     for _ in range(2):
         assert remembering([FIRST, SECOND])["pixel_values"].shape == (2, 3)
     assert remembering([FIRST, FIRST])["pixel_values"].shape == (2, 3)
@@ -183,6 +186,6 @@ def test_a_processor_that_pads_by_company_is_called_as_ever():
 def test_prompts_encoded_alone_have_the_keys_of_those_encoded_together():
     state, sample = make_state("opd"), rows()[2]
     pair = build_prompts(sample)
-    alone = encode_prompt(state.student, pair.plain)
-    assert alone.picture_keys == encode_sample(state, sample).prompts["plain"].picture_keys
-    assert len(alone.picture_keys) == 3 and len(set(alone.picture_keys)) == 2
+    alone = encode_prompt(state.student.encoder, pair.plain)
+    assert alone.image_keys == encode_sample(state, sample).prompts["plain"].image_keys
+    assert len(alone.image_keys) == 3 and len(set(alone.image_keys)) == 2

@@ -134,12 +134,12 @@ def encode(policy: Policy, row: dict, shown: list, view: ViewName) -> EncodedPro
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the type `answer` warns that it gives the answer away
         pair = build_prompts(make_sample(row, shown))
-    return encode_prompt(policy, pair.view(view), uid="r")
+    return encode_prompt(policy.encoder, pair.view(view), uid="r")
 
 
 def as_bytes(prompt: EncodedPrompt) -> dict[str, tuple]:
     """All tensors of a prompt: name -> shape, dtype and bytes."""
-    tensors = {"input_ids": prompt.input_ids, "token_types": prompt.token_types, **prompt.pictures}
+    tensors = {"input_ids": prompt.input_ids, **prompt.token_inputs, **prompt.image_tensors}
     return {
         name: (tuple(t.shape), str(t.dtype), t.numpy().tobytes())
         for name, t in tensors.items()

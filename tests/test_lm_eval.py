@@ -217,7 +217,7 @@ def test_stop_texts_and_decoding_arguments() -> None:
 
 def test_a_stop_text_ends_the_work_too() -> None:
     policy = tiny.text_policy()
-    prompts = [encode_text(policy, text) for text in ("ab", "what is 3?", "c")]
+    prompts = [encode_text(policy.encoder, text) for text in ("ab", "what is 3?", "c")]
     free = Generation(max_completion_length=60)
     whole = complete_encoded(policy, prompts, free, 0)
     assert all(one.num_tokens == 60 for one in whole)

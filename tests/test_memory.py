@@ -20,13 +20,13 @@ from dopd_vlm.config import (
     RolloutConfig,
     RunConfig,
 )
+from dopd_vlm.memory.dry_step import empty_policy
 from dopd_vlm.memory.known_models import known_model
 from dopd_vlm.memory.meta_tensors import LiveBytes
 from dopd_vlm.memory.predict import Device, MemoryReport, Phase, predict
 from dopd_vlm.methods import configured_method
-from dopd_vlm.models.policy import empty_policy
 from dopd_vlm.scripts.wiring import memory_table
-from dopd_vlm.training.state import encoded_views
+from dopd_vlm.training.samples import encoded_views
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,7 +116,7 @@ def report_of(
         method=MethodConfig(name=method), optim=OptimConfig(**{**sizes, **optim}),
     )  # fmt: skip
     policy = tiny.vl_policy(0)
-    views = [encoded_views(config, policy, tiny.vl_sample(f"row{i}")) for i in range(2)]
+    views = [encoded_views(config, policy.encoder, tiny.vl_sample(f"row{i}")) for i in range(2)]
     prompts = {view: [v[view] for v in views] for view in ("plain", "privileged")}
     return predict(config, configured_method(config), prompts, device=device)
 

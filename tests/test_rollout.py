@@ -7,8 +7,8 @@ from test_encode import encoded, policy_and_samples
 from transformers import GenerationConfig
 
 from dopd_vlm.models.encoder import collate, pad_prompts
-from dopd_vlm.models.image_features import picture_inputs
-from dopd_vlm.models.scores import completion_hidden
+from dopd_vlm.models.forward import completion_hidden
+from dopd_vlm.models.image_features import image_inputs
 from dopd_vlm.rollout.own import generate
 
 
@@ -45,7 +45,7 @@ def test_greedy_completions_are_those_of_hugging_face_generate(kind):
     rollouts = generate(policy, prompts, max_completion_length=20, temperature=0.0)
     inputs = {
         **pad_prompts(prompts, pad_id=policy.pad_id),
-        **picture_inputs(policy, prompts, None),
+        **image_inputs(policy, prompts, None),
     }
     ids = policy.model.generate(
         **inputs,

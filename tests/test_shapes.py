@@ -110,7 +110,7 @@ def test_every_form_is_made_of_known_tokens(source):
     for row in embedded_rows(f"embedded:{source}?num=30"):
         pair = build_prompts(make_sample(row, FORMS[name]))
         for messages in (pair.plain, pair.privileged):
-            assert unknown not in encode_prompt(model, messages, uid=pair.uid).input_ids
+            assert unknown not in encode_prompt(model.encoder, messages, uid=pair.uid).input_ids
         assert unknown not in model.tokenizer(row["meta"]["solution"]).input_ids
 
 
@@ -134,7 +134,7 @@ def accuracy(name: str, view: str, num: int = 40) -> float:
     is_visual = name.endswith("vl")
     rows = embedded_rows(f"embedded:{'shapes' if is_visual else 'lists'}/test?num={num}")
     pairs = [build_prompts(make_sample(r, ["captions" if is_visual else "hints"])) for r in rows]
-    prompts = [encode_prompt(policy(name), pair.view(view)) for pair in pairs]  # type: ignore[arg-type]
+    prompts = [encode_prompt(policy(name).encoder, pair.view(view)) for pair in pairs]  # type: ignore[arg-type]
     done = generate(policy(name), prompts, max_completion_length=32, temperature=0.0)
     texts = [policy(name).tokenizer.decode(one.completion_ids[:-1]) for one in done]
     return sum(t.endswith(f"answer {r['answer']}") for t, r in zip(texts, rows, strict=True)) / num

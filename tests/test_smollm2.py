@@ -196,7 +196,7 @@ def test_it_answers_in_english_and_stops_at_its_own_eos(policy):
     sample = make_sample(
         {"uid": "q", "question": "What is the capital of France?", "answer": "Paris"}, []
     )
-    prompt = encode_prompt(policy, build_prompts(sample).plain)
+    prompt = encode_prompt(policy.encoder, build_prompts(sample).plain)
     assert prompt.text.startswith(f"<|im_start|>system\n{SYSTEM}")
     assert prompt.text.endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert prompt.input_ids[0] == 1 and (prompt.input_ids == 2).sum() == 2
@@ -213,7 +213,7 @@ def test_a_prompt_and_its_answer_are_the_template_of_the_conversation(policy):
     row = embedded_rows("embedded:lists/train?num=1&seed=0")[0]
     for view in ("plain", "privileged"):
         messages = build_prompts(make_sample(row, ["hints"])).view(view)
-        prompt = encode_prompt(policy, messages)
+        prompt = encode_prompt(policy.encoder, messages)
         answer = policy.tokenizer("take 5, so 11<|im_end|>", add_special_tokens=False).input_ids
         whole = policy.tokenizer.apply_chat_template(
             [*messages, {"role": "assistant", "content": "take 5, so 11"}], return_dict=False

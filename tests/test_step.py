@@ -17,7 +17,8 @@ from dopd_vlm.config import (
 )
 from dopd_vlm.methods import METHODS, configured_method, method
 from dopd_vlm.models.policy import checkpoint_activations_
-from dopd_vlm.training.state import TrainState, encode_sample
+from dopd_vlm.training.samples import encode_sample
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
 from dopd_vlm.training.targets import arranged
 from dopd_vlm.types import Regime, Rollout
@@ -144,7 +145,7 @@ def test_a_non_finite_loss_names_step_and_sample_and_updates_nothing():
     state.step = 17
     samples = make_samples(state)
     bad = samples[1].prompts["plain"]
-    bad.pictures["pixel_values"].fill_(torch.nan)
+    bad.image_tensors["pixel_values"].fill_(torch.nan)
     before = state.student.head.weight.clone()
     with pytest.raises(NonFiniteLossError, match=r"step 17.*bcd"):
         distil_step(state, samples, make_rollouts(), Clock())

@@ -10,10 +10,10 @@ import torch
 from browser import open_page
 
 from dopd_vlm.models.encoder import collate
-from dopd_vlm.models.scores import completion_hidden
+from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.report.token_page import token_map_html, token_map_page
 from dopd_vlm.tracking.token_maps import probe_record, token_map_text, token_maps
-from dopd_vlm.training.state import encode_sample
+from dopd_vlm.training.samples import encode_sample
 from dopd_vlm.training.step import Clock, distil_step
 from dopd_vlm.types import Rollout, View
 

@@ -13,18 +13,28 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoProcessor, PretrainedConfig
 
-from dopd_vlm.config import ModelConfig, RunConfig
+from dopd_vlm.config import LoraConfig, ModelConfig, RunConfig
 from dopd_vlm.memory.known_models import known_model
 from dopd_vlm.memory.meta_tensors import Autocast, DryCalls, LiveBytes
 from dopd_vlm.methods import Method
 from dopd_vlm.models.encoder import EncodedPrompt
 from dopd_vlm.models.forward import can_share, plain_layers, prefill
 from dopd_vlm.models.image_features import StepFeatures
-from dopd_vlm.models.policy import Policy, checkpoint_activations_, empty_policy, output_head
+from dopd_vlm.models.policy import (
+    Policy,
+    add_lora,
+    auto_class,
+    checkpoint_activations_,
+    existing,
+    model_dtype,
+    output_head,
+)
 from dopd_vlm.rollout.own import ROOM
 from dopd_vlm.routing import Counts, Thresholds
-from dopd_vlm.training.state import EncodedSample, TrainState
+from dopd_vlm.training.samples import EncodedSample
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import micro_batch_loss, recomputing, sample_completions
 from dopd_vlm.training.targets import MicroBatch, score_targets
 from dopd_vlm.types import Rollout, Sample, View, ViewName
@@ -38,7 +48,7 @@ class Bytes:
     """What lives at the highest moment of a phase, weights and optimizer aside."""
 
     kept: float = 0.0
-    """Of earlier phases: the targets' hidden states and scores, features of pictures, gradients."""
+    """Of earlier phases: the targets' hidden states and scores, features of images, gradients."""
     activations: float = 0.0
     """Of the models' forwards and backwards, caches of keys and values, temporaries."""
     chunk: float = 0.0
@@ -93,6 +103,48 @@ def _policy(
     return policy
 
 
+def empty_policy(
+    config: ModelConfig,
+    *,
+    device: str | torch.device,
+    trainable: bool,
+    lora: LoraConfig | None = None,
+    known: tuple[PretrainedConfig, Any] | None = None,
+) -> Policy:
+    """The model's architecture on the meta device: shapes and dtypes as on `device`, no data.
+
+    Reads config and processor alone, or takes those of `known`. Raises ValueError where there are none.
+    """
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    architecture, processor = known or _described(config, options)
+    auto = auto_class(architecture)
+    with torch.device("meta"):
+        model = auto.from_config(
+            architecture,
+            dtype=model_dtype(config, device, trainable),
+            # Kernels that are not installed here keep what torch's own fused one keeps.
+            attn_implementation="eager" if config.attention == "eager" else "sdpa",
+            **options,
+        )
+        model.requires_grad_(trainable)
+        policy = Policy(model=model.eval(), processor=processor, path=config.path)
+        return add_lora(policy, lora) if lora is not None and lora.rank else policy
+
+
+def _described(config: ModelConfig, options: dict[str, Any]) -> tuple[PretrainedConfig, Any]:
+    path = existing(config.path)
+    try:
+        return (
+            AutoConfig.from_pretrained(path, **options),
+            AutoProcessor.from_pretrained(path, **options),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"cannot read config and processor of model {config.path!r}: {error}. A folder with the "
+            "small files of the checkpoint (config.json, tokenizer, processor; no weights) is enough"
+        ) from error
+
+
 def _accelerator(config: RunConfig, device: str) -> Any:
     use_bfloat16 = config.precision == "bfloat16" or (
         config.precision == "auto" and device == "cuda"
@@ -115,7 +167,7 @@ def dry_run(device: str, vocab_size: int) -> Iterator[LiveBytes]:
 
 
 def filled(prompts: Mapping[ViewName, Sequence[EncodedPrompt]], count: int) -> list[EncodedSample]:
-    """`count` rows of the longest prompt in each view, each with pictures of its own."""
+    """`count` rows of the longest prompt in each view, each with images of its own."""
     longest: dict[ViewName, EncodedPrompt] = {
         view: max(of, key=lambda p: len(p.input_ids)) for view, of in prompts.items()
     }
@@ -130,12 +182,12 @@ def filled(prompts: Mapping[ViewName, Sequence[EncodedPrompt]], count: int) -> l
 
 
 def _copy(prompt: EncodedPrompt, row: int) -> EncodedPrompt:
-    pictures = {
+    tensors = {
         name: value.to("meta") if value.is_floating_point() else value
-        for name, value in prompt.pictures.items()
+        for name, value in prompt.image_tensors.items()
     }
-    keys = tuple(f"{key}/{row}" for key in prompt.picture_keys)
-    return replace(prompt, pictures=pictures, picture_keys=keys)
+    keys = tuple(f"{key}/{row}" for key in prompt.image_keys)
+    return replace(prompt, image_tensors=tensors, image_keys=keys)
 
 
 def dry_rollout(

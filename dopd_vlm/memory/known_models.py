@@ -7,7 +7,6 @@ the published config.json files.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ CHARACTERS_A_TOKEN = 3.0
 TEMPLATE_TOKENS = 8
 """Of a chat template around one message."""
 PIXELS = (65_536, 16_777_216)
-"""Least and most pixels of a picture as Qwen3-VL's processor resizes it."""
+"""Least and most pixels of a image as Qwen3-VL's processor resizes it."""
 VOCABULARY = 151_936
 IMAGE, VISION_START, VISION_END = 151_655, 151_652, 151_653
 
@@ -88,15 +87,14 @@ KNOWN: Mapping[str, tuple[TextShape, VisionShape | None]] = {
 
 
 def known_model(path: str) -> tuple[PretrainedConfig, Any] | None:
-    """Architecture and a stand-in for the processor of a known hub id; None where files are at hand or unknown."""
+    """Architecture of a known hub id, without its processor; None where files are at hand or unknown."""
     if path not in KNOWN or Path(path).is_dir():
         return None
     if isinstance(try_to_load_from_cache(path, "config.json"), str):
         return None
     text, vision = KNOWN[path]
-    processor = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_id=None, pad_token_id=0))
     if vision is None:
-        return Qwen3Config(**text.fields()), processor
+        return Qwen3Config(**text.fields()), None
     architecture = Qwen3VLConfig(
         text_config=text.fields(),
         vision_config=vision.fields(text.hidden),
@@ -106,11 +104,11 @@ def known_model(path: str) -> tuple[PretrainedConfig, Any] | None:
         vision_end_token_id=VISION_END,
         tie_word_embeddings=text.tied,
     )
-    return architecture, processor
+    return architecture, None
 
 
 def estimated_views(config: RunConfig, sample: Sample) -> dict[ViewName, EncodedPrompt]:
-    """Both views' prompts with the lengths that the text's characters and the pictures' pixels make likely."""
+    """Both views' prompts with the lengths that the text's characters and the images' pixels make likely."""
     pair = build_prompts(sample, config.prompts)
     views: tuple[ViewName, ...] = ("plain", "privileged")
     return {view: _estimated(pair.view(view), sample.uid) for view in views}
@@ -133,9 +131,9 @@ def _estimated(messages: list[Message], uid: str) -> EncodedPrompt:
         uid=uid,
         text="",
         input_ids=input_ids,
-        token_types=(input_ids == IMAGE).long() if grids else None,
-        pictures=_pictures(grids),
-        picture_keys=tuple(f"{uid}/{place}" for place in range(len(grids))),
+        token_inputs={"mm_token_type_ids": (input_ids == IMAGE).long()} if grids else {},
+        image_tensors=_image_tensors(grids),
+        image_keys=tuple(f"{uid}/{place}" for place in range(len(grids))),
     )
 
 
@@ -146,7 +144,7 @@ def _grid(image: Image.Image) -> tuple[int, int, int]:
     return 1, height // 16, width // 16
 
 
-def _pictures(grids: list[tuple[int, int, int]]) -> dict[str, torch.Tensor]:
+def _image_tensors(grids: list[tuple[int, int, int]]) -> dict[str, torch.Tensor]:
     if not grids:
         return {}
     grid = torch.tensor(grids)

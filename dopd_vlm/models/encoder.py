@@ -10,30 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
-from dopd_vlm.models.images import APART, PictureProcessor
-from dopd_vlm.models.policy import Policy
+from dopd_vlm.models.families import Family
+from dopd_vlm.models.images import APART, CachedImageProcessor
 from dopd_vlm.types import Message
 
-TOKEN_INPUTS = ("input_ids", "mm_token_type_ids")
-"""Inputs with one entry per token; the others hold pictures and are concatenated."""
+TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What processors make with one entry a token; the rest holds images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPrompt:
-    """One rendered prompt: its ids and the processor's picture tensors."""
+    """One rendered prompt: its ids and the processor's image tensors."""
 
     uid: str
     text: str
     """The prompt as the chat template rendered it."""
     input_ids: Tensor
     """int64 [P]."""
-    token_types: Tensor | None
-    """int64 [P], 1 at image tokens; None for models that do not ask for it."""
-    pictures: Mapping[str, Tensor] = field(default_factory=dict)
-    """pixel_values and image_grid_thw as the processor returned them; empty without pictures."""
-    picture_keys: tuple[str, ...] = ()
-    """One a picture, equal for equal pixels; empty where the processor does not keep pictures apart."""
+    token_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """The family's further inputs with one entry a token, int64 [P]."""
+    image_tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """pixel_values and what else the processor made of the images; empty without images."""
+    image_keys: tuple[str, ...] = ()
+    """One an image, equal for equal pixels; empty where the processor does not keep images apart."""
+    images: tuple[Any, ...] = ()
+    """The images themselves, for engines with a processor of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class Batch:
     prompts: dict[str, Tensor]
     """Token inputs [U, P], padded on the left: each prompt once where it is shared."""
     sources: tuple[EncodedPrompt, ...]
-    """The U prompts, which hold the pictures: `features.picture_inputs` takes them from here."""
+    """The U prompts, which hold the images: `image_features.image_inputs` takes them from here."""
     owner: Tensor
     """int64 [B] into U: whose completion it is."""
     completion_ids: Tensor
@@ -62,62 +65,87 @@ class Batch:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Makes a model's inputs from text and images, without the model."""
+
+    processor: Any
+    """A ProcessorMixin for vision-language models, the tokenizer itself for text-only ones."""
+    family: Family
+    image_token_id: int | None
+    """The id that stands for a piece of an image; None for text-only models."""
+    path: str
+    """Where the model was loaded from, for messages."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor's tokenizer."""
+        is_tokenizer = isinstance(self.processor, PreTrainedTokenizerBase)
+        return self.processor if is_tokenizer else self.processor.tokenizer
+
+    def image_cache(self) -> CachedImageProcessor | None:
+        """What `encode_prompt` takes for prompts that may show the same images; None without an image processor."""
+        is_visual = self.processor is not self.tokenizer
+        return CachedImageProcessor(self.processor.image_processor) if is_visual else None
+
+
 def encode_prompt(
-    policy: Policy,
+    encoder: Encoder,
     messages: Sequence[Message],
     *,
     uid: str = "",
     template_kwargs: Mapping[str, Any] | None = None,
-    pictures: PictureProcessor | None = None,
+    image_cache: CachedImageProcessor | None = None,
 ) -> EncodedPrompt:
     """One prompt up to where the completion begins; the template adds every special token, the tokenizer none.
 
-    `pictures` is shared by prompts that may show the same pictures.
-    Raises ValueError naming the uid when image tokens and picture features do not agree in number.
+    `image_cache` is shared by prompts that may show the same images.
+    Raises ValueError naming the uid when image tokens and image features do not agree in number.
     """
-    text = policy.processor.apply_chat_template(
+    text = encoder.processor.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
     )
-    return encode_text(policy, text, _images(messages), uid=uid, pictures=pictures)
+    return encode_text(encoder, text, _images(messages), uid=uid, image_cache=image_cache)
 
 
 def encode_text(
-    policy: Policy,
+    encoder: Encoder,
     text: str,
     images: Sequence[Any] = (),
     *,
     uid: str = "",
     add_special_tokens: bool = False,
-    pictures: PictureProcessor | None = None,
+    image_cache: CachedImageProcessor | None = None,
 ) -> EncodedPrompt:
-    """A rendered prompt with its pictures, in the order of the marks in the text.
+    """A rendered prompt with its images, in the order of the marks in the text.
 
     Raises ValueError as `encode_prompt` does.
     """
-    processor = policy.processor
-    if images and processor is policy.tokenizer:
-        raise ValueError(
-            f"sample {uid!r} has {len(images)} picture(s), but {policy.path!r} is a text-only model"
-        )
+    _check_marks(encoder, text, len(images), uid)
+    processor = encoder.processor
     visual = {"images": list(images)} if images else {}
     if images:
-        pictures = pictures or PictureProcessor(processor.image_processor)
-        processor = pictures.inside(processor)
+        image_cache = image_cache or CachedImageProcessor(processor.image_processor)
+        processor = image_cache.inside(processor)
     encoded = processor(
         text=[text], add_special_tokens=add_special_tokens, return_tensors="pt", **visual
     )
-    others = (*TOKEN_INPUTS, "attention_mask", "token_type_ids")
-    made = {name: value for name, value in encoded.items() if name not in others}
-    keys = [pictures.key(image) for image in images] if pictures and set(made) == APART else []
+    tensors = {
+        name: value for name, value in encoded.items() if images and name not in TOKEN_INPUTS
+    }
+    keys = [image_cache.key(image) for image in images] if image_cache else []
     prompt = EncodedPrompt(
         uid=uid,
         text=text,
         input_ids=encoded["input_ids"][0],
-        token_types=encoded["mm_token_type_ids"][0] if "mm_token_type_ids" in encoded else None,
-        pictures=made,
-        picture_keys=tuple(keys),
+        token_inputs={
+            name: encoded[name][0] for name in encoder.family.token_inputs if name in encoded
+        },
+        image_tensors=tensors,
+        image_keys=tuple(keys) if set(tensors) == APART else (),
+        images=tuple(images),
     )
-    _check_image_tokens(policy, prompt)
+    _check_image_tokens(encoder, prompt)
     return prompt
 
 
@@ -128,17 +156,32 @@ def _images(messages: Sequence[Message]) -> list[Any]:
     return [block["image"] for block in blocks if block["type"] == "image"]
 
 
-def _check_image_tokens(policy: Policy, prompt: EncodedPrompt) -> None:
-    image_id = getattr(policy.model.config, "image_token_id", None)
-    if image_id is None:
+def _check_marks(encoder: Encoder, text: str, num_images: int, uid: str) -> None:
+    """One mark of the template's for each image, and none that a row wrote."""
+    if encoder.processor is encoder.tokenizer:
+        if num_images:
+            raise ValueError(
+                f"sample {uid!r} has {num_images} image(s), but {encoder.path!r} is a text-only model"
+            )
         return
-    tokens = int((prompt.input_ids == image_id).sum())
-    grid = prompt.pictures.get("image_grid_thw")
-    merge = getattr(getattr(policy.processor, "image_processor", None), "merge_size", 1)
-    features = 0 if grid is None else int(grid.prod(-1).sum()) // merge**2
+    mark = encoder.processor.image_token
+    if text.count(mark) != num_images:
+        raise ValueError(
+            f"sample {uid!r}: the prompt has {text.count(mark)} marks {mark!r} for {num_images} images; "
+            "is an image token written in the text of the row?"
+        )
+
+
+def _check_image_tokens(encoder: Encoder, prompt: EncodedPrompt) -> None:
+    count, features = encoder.family.count_image_tokens, 0
+    if encoder.image_token_id is None or (count is None and prompt.images):
+        return
+    tokens = int((prompt.input_ids == encoder.image_token_id).sum())
+    if count is not None and prompt.image_tensors:
+        features = count(encoder.processor, prompt.image_tensors)
     if tokens != features:
         raise ValueError(
-            f"sample {prompt.uid!r}: the prompt has {tokens} image tokens but its pictures give {features} features; "
+            f"sample {prompt.uid!r}: the prompt has {tokens} image tokens but its images give {features} features; "
             "is an image token written in the text of the row?"
         )
 
@@ -173,13 +216,13 @@ def collate(
 
 
 def pad_prompts(prompts: Sequence[EncodedPrompt], *, pad_id: int) -> dict[str, Tensor]:
-    """Token inputs [U, P] of prompts, padded on the left; `features.picture_inputs` has the others."""
+    """Token inputs [U, P] of prompts, padded on the left; `image_features.image_inputs` has the others."""
     ids = [p.input_ids for p in prompts]
     inputs = {
         "input_ids": pad_sequence(ids, True, pad_id, "left"),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True, 0, "left"),
     }
-    types = [p.token_types for p in prompts if p.token_types is not None]
-    if len(types) == len(prompts):
-        inputs["mm_token_type_ids"] = pad_sequence(types, True, 0, "left")
+    for name in sorted({name for p in prompts for name in p.token_inputs}):
+        rows = [p.token_inputs.get(name, torch.zeros_like(p.input_ids)) for p in prompts]
+        inputs[name] = pad_sequence(rows, True, 0, "left")
     return inputs

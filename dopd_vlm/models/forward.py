@@ -1,8 +1,11 @@
-"""A prompt's forward, done once and shared by all its completions.
+"""Hidden states of completions, and the forward of a prompt that all its completions share.
+
+Only hidden states at positions that predict a completion token ever reach a head. Attention of a
+completion token reads the keys and values of its prompt, so that prompts and their images are encoded
+once, with gradient where the caller's mode has one.
 
 Shapes: U prompts padded on the left to P, B completions that each follow one of them, T tokens of a
-completion, H hidden size. Attention of a completion token reads the keys and values of its prompt,
-so that prompts and their pictures are encoded once, with gradient where the caller's mode has one.
+completion, H hidden size.
 """
 
 import inspect
@@ -16,12 +19,56 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from dopd_vlm.models.encoder import Batch
+from dopd_vlm.models.image_features import StepFeatures, image_inputs
 from dopd_vlm.models.policy import Policy
+
+
+def completion_hidden(policy: Policy, batch: Batch, features: StepFeatures | None = None) -> Tensor:
+    """[B, T, H] last hidden states that predict the completion; rows behind the mask are arbitrary.
+
+    Calls the backbone, not the text decoder: on a vision-language model the latter would read image
+    placeholders as words. Gradient as the caller's mode says. Where completions share prompts, each
+    prompt is encoded once and the completions read its keys and values. `features` holds what the
+    step's pictures became; without it, the pictures of this batch go through the tower.
+    """
+    batch = batch.to(policy.device)
+    prompts = {**batch.prompts, **image_inputs(policy, batch.sources, features)}
+    is_shared = len(batch.sources) < len(batch.owner)
+    return _shared(policy, batch, prompts) if is_shared else _whole(policy, batch, prompts)
+
+
+def _shared(policy: Policy, batch: Batch, prompts: dict[str, Any]) -> Tensor:
+    prefix = select(prefill(policy, prompts), batch.owner)
+    first = prefix.last_hidden[:, None]
+    if batch.mask.shape[1] == 1:
+        return first
+    # Nothing is predicted from the last token.
+    rest, _ = extend(policy, prefix, batch.completion_ids[:, :-1], batch.mask[:, :-1])
+    return torch.cat([first, rest], dim=1)
+
+
+def _whole(policy: Policy, batch: Batch, prompts: dict[str, Any]) -> Tensor:
+    order = batch.owner
+    ids, mask = batch.completion_ids, batch.mask
+    positions = prompt_positions(policy, prompts)
+    inputs = {
+        **prompts,
+        "input_ids": torch.cat([prompts["input_ids"][order], ids[:, :-1]], 1),
+        "attention_mask": torch.cat([prompts["attention_mask"][order], mask[:, :-1].long()], 1),
+        "position_ids": torch.cat(
+            [positions, completion_positions(positions, ids.shape[1] - 1)], -1
+        ),
+    }
+    for name in sorted({name for source in batch.sources for name in source.token_inputs}):
+        inputs[name] = torch.nn.functional.pad(prompts[name][order], (0, ids.shape[1] - 1))
+    hidden = policy.backbone(**inputs, use_cache=False).last_hidden_state
+    return hidden[:, prompts["input_ids"].shape[1] - 1 :]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prefix:
-    """What the tokens after B sequences' tokens so far need of them."""
+    """KV cache and positions of B sequences."""
 
     cache: Cache
     """Keys and values; `extend` adds to it in place."""
@@ -34,13 +81,16 @@ class Prefix:
 
 
 def can_share(policy: Policy) -> bool:
-    """Whether the model keeps plain keys and values of every token: no sliding window, no recurrence."""
+    """Whether completions may read their prompt's keys and values: its family allows it, and all are kept (no
+    sliding window, no recurrence)."""
+    if not policy.family.can_share_prompts:
+        return False
     layers = DynamicCache(config=policy.model.config).layers
     return all(type(layer) is DynamicLayer for layer in layers)
 
 
 def prefill(policy: Policy, prompts: Mapping[str, Any]) -> Prefix:
-    """Forward of left-padded prompts [U, P] with their pictures, or what these became."""
+    """Forward of left-padded prompts [U, P] with their images, or what these became."""
     positions = prompt_positions(policy, prompts)
     output = policy.backbone(**prompts, position_ids=positions, use_cache=True)
     return Prefix(
@@ -98,7 +148,7 @@ def _cache_name(backbone: type) -> str:
 def prompt_positions(policy: Policy, prompts: Mapping[str, Any]) -> Tensor:
     """Rotary positions of left-padded prompts: [U, P], or [3, U, P] for time, height and width."""
     mask = prompts["attention_mask"]
-    if "image_grid_thw" in prompts and _is_multimodal_rotary(policy):
+    if "image_grid_thw" in prompts and policy.family.has_3d_positions:
         positions, _ = policy.backbone.get_rope_index(  # type: ignore[operator]
             prompts["input_ids"],
             mm_token_type_ids=prompts["mm_token_type_ids"],
@@ -123,12 +173,7 @@ def _after(positions: Tensor) -> Tensor:
 
 
 def _as_rotary(policy: Policy, positions: Tensor) -> Tensor:
-    return positions.expand(3, -1, -1) if _is_multimodal_rotary(policy) else positions
-
-
-def _is_multimodal_rotary(policy: Policy) -> bool:
-    # The Qwen-VL families: they alone place picture tokens on three axes.
-    return callable(getattr(policy.backbone, "get_rope_index", None))
+    return positions.expand(3, -1, -1) if policy.family.has_3d_positions else positions
 
 
 class RoomyLayer(DynamicLayer):

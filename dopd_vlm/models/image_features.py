@@ -1,13 +1,13 @@
-"""What the vision towers make of a step's pictures: each picture once per model.
+"""What the vision towers make of a step's images: each image once per model.
 
 Rollout, both targets and the loss of a step ask here. Completions of one prompt, prompts about one
-picture, and the plain and the privileged view where nothing is drawn, all read the same features.
+image, and the plain and the privileged view where nothing is drawn, all read the same features.
 
 Where the tower is trained, the loss reads features that are leaves of its graph: their gradients add
 up over the micro-batches, and `backward` takes the sum once through the tower. By the chain rule that
-is the gradient of the whole; activations of the tower exist for a few pictures at a time.
+is the gradient of the whole; activations of the tower exist for a few images at a time.
 
-Shapes: M merged patches of a picture, which are its tokens; H hidden size.
+Shapes: M merged patches of a image, which are its tokens; H hidden size.
 """
 
 import inspect
@@ -24,13 +24,10 @@ from dopd_vlm.models.encoder import EncodedPrompt
 from dopd_vlm.models.images import GRID, join, split
 from dopd_vlm.models.policy import Policy
 
-FIELDS = ("pooler_output", "deepstack_features")
-"""Of a tower's output, what the language model reads: [M, H] per picture, and Qwen3-VL's per layer."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Seen:
-    """One picture as a model's tower gives it, ready for the layers that read it."""
+    """One image as a model's tower gives it, ready for the layers that read it."""
 
     kind: type
     """Of the tower's output."""
@@ -57,7 +54,7 @@ class Seen:
 
 @dataclass(kw_only=True)
 class Tower:
-    """What is known of one model's pictures."""
+    """What is known of one model's images."""
 
     raw: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -71,16 +68,15 @@ class StepFeatures:
         self._towers: dict[int, tuple[Policy, Tower]] = {}
 
     def of(self, policy: Policy, prompts: Sequence[EncodedPrompt]) -> Any:
-        """The tower's output for all pictures of `prompts`, in order.
+        """The tower's output for all images of `prompts`, in order.
 
-        With gradient into leaves, which `backward` goes on from, where the caller's mode has one and
-        the tower is trained.
+        If gradients are on and the tower is trained, returns leaf tensors; `backward` finishes the chain.
         """
         tower = self._tower(policy)
-        keys = [key for prompt in prompts for key in prompt.picture_keys]
+        keys = [key for prompt in prompts for key in prompt.image_keys]
         for prompt in prompts:
-            if any(key not in tower.raw for key in prompt.picture_keys):
-                tower.raw |= dict(zip(prompt.picture_keys, split(prompt.pictures), strict=True))
+            if any(key not in tower.raw for key in prompt.image_keys):
+                tower.raw |= dict(zip(prompt.image_keys, split(prompt.image_tensors), strict=True))
         missing = [key for key in dict.fromkeys(keys) if key not in tower.seen]
         if missing:
             with torch.no_grad():
@@ -96,7 +92,7 @@ class StepFeatures:
     def backward(
         self, policy: Policy, at_once: int, autocast: Callable[[], AbstractContextManager[Any]]
     ) -> None:
-        """Takes the gradients that arrived at the leaves into the tower, `at_once` pictures at a time.
+        """Takes the gradients that arrived at the leaves into the tower, `at_once` images at a time.
 
         `autocast` is the context that the tower ran in before.
         """
@@ -116,33 +112,33 @@ class StepFeatures:
             torch.autograd.backward(values, grads)
 
     def keep_only(self, policy: Policy) -> None:
-        """Forgets the pictures of other models."""
+        """Forgets the images of other models."""
         self._towers = {id(policy.model): (policy, self._tower(policy))}
 
     def _tower(self, policy: Policy) -> Tower:
         return self._towers.setdefault(id(policy.model), (policy, Tower()))[1]
 
 
-def picture_inputs(
+def image_inputs(
     policy: Policy, prompts: Sequence[EncodedPrompt], features: StepFeatures | None
 ) -> dict[str, Any]:
-    """Arguments of the backbone for the pictures of `prompts`: features where they can be had, else pixels."""
-    with_pictures = [prompt for prompt in prompts if prompt.pictures]
-    if not with_pictures:
+    """Arguments of the backbone for the images of `prompts`: features where they can be had, else pixels."""
+    with_images = [prompt for prompt in prompts if prompt.image_tensors]
+    if not with_images:
         return {}
-    if features is None or not can_share_features(policy, with_pictures):
-        inputs = join([prompt.pictures for prompt in with_pictures])
+    if features is None or not can_share_features(policy, with_images):
+        inputs = join([prompt.image_tensors for prompt in with_images])
         return {name: value.to(policy.device) for name, value in inputs.items()}
-    grids = torch.cat([prompt.pictures[GRID] for prompt in with_pictures])
+    grids = torch.cat([prompt.image_tensors[GRID] for prompt in with_images])
     return {
-        "mm_encoder_outputs": {"image": features.of(policy, with_pictures)},
+        "mm_encoder_outputs": {"image": features.of(policy, with_images)},
         GRID: grids.to(policy.device),
     }
 
 
 def can_share_features(policy: Policy, prompts: Sequence[EncodedPrompt]) -> bool:
-    """Whether the model takes features in place of pixels, and its processor keeps pictures apart."""
-    return _takes_features(type(policy.backbone)) and all(p.picture_keys for p in prompts)
+    """Whether the model takes features in place of pixels, and its processor keeps images apart."""
+    return _takes_features(type(policy.backbone)) and all(p.image_keys for p in prompts)
 
 
 @cache
@@ -158,7 +154,7 @@ def _is_trained(policy: Policy) -> bool:
 
 
 def _see(policy: Policy, tower: Tower, keys: Sequence[str]) -> list[Seen]:
-    """The pictures through the tower, in one batch; gradient as the caller's mode says."""
+    """The images through the tower, in one batch; gradient as the caller's mode says."""
     inputs = join([tower.raw[key] for key in keys])
     output = policy.backbone.get_image_features(  # type: ignore[operator]
         **{name: value.to(policy.device) for name, value in inputs.items()}, return_dict=True

@@ -1,6 +1,6 @@
-"""Pictures through the image processor, each once however many prompts show it.
+"""Images through the image processor, each once however many prompts show it.
 
-A picture is known by its pixels: equal pixels have equal keys, whoever made them.
+A image is known by its pixels: equal pixels have equal keys, whoever made them.
 """
 
 import copy
@@ -15,15 +15,15 @@ from transformers import BatchFeature
 
 GRID = "image_grid_thw"
 APART = {"pixel_values", GRID}
-"""What processors return that keep pictures apart (the Qwen-VL families): patches in a row, and per
-picture the grid that they form."""
+"""What processors return that keep images apart (the Qwen-VL families): patches in a row, and per
+image the grid that they form."""
 
 
-class PictureProcessor:
-    """Stands in a processor for its image processor and remembers what became of each picture.
+class CachedImageProcessor:
+    """Stands in a processor for its image processor and remembers what became of each image.
 
-    Other processors than those that keep pictures apart pad or tile pictures by their company: they
-    are called as ever, for all pictures of a prompt.
+    Other processors than those that keep images apart pad or tile images by their company: they
+    are called as ever, for all images of a prompt.
     """
 
     def __init__(self, image_processor: Any) -> None:
@@ -39,7 +39,7 @@ class PictureProcessor:
         """A digest of size, mode and pixels."""
         if id(image) not in self._keys:
             pixels = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
-            # The picture is kept, so that no other one can come to have its id.
+            # The image is kept, so that no other one can come to have its id.
             self._keys[id(image)] = image, f"{image.width}x{image.height}-{image.mode}-{pixels}"
         return self._keys[id(image)][1]
 
@@ -56,7 +56,7 @@ class PictureProcessor:
         return BatchFeature(dict(self._together(keys)))
 
     def _together(self, keys: tuple[str, ...]) -> dict[str, Tensor]:
-        """The same tensors for the same pictures, so that two views of a row hold them once."""
+        """The same tensors for the same images, so that two views of a row hold them once."""
         if keys not in self._joined:
             self._joined[keys] = join([self._made[key] for key in keys])
         return self._joined[keys]
@@ -68,18 +68,36 @@ class PictureProcessor:
         return shallow
 
 
-def split(pictures: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Patches and grids of several pictures, one by one; views, no copies."""
-    grids = pictures[GRID]
-    patches = pictures["pixel_values"].split(grids.prod(-1).tolist())
+def split(images: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Patches and grids of several images, one by one; views, no copies."""
+    grids = images[GRID]
+    patches = images["pixel_values"].split(grids.prod(-1).tolist())
     return [
         {"pixel_values": part, GRID: grid}
         for part, grid in zip(patches, grids.split(1), strict=True)
     ]
 
 
-def join(pictures: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Pictures one behind the other; a single one as it is. Some may lack what others have."""
-    names = sorted({name for one in pictures for name in one})
-    parts = {name: [one[name] for one in pictures if name in one] for name in names}
-    return {name: torch.cat(part) if len(part) > 1 else part[0] for name, part in parts.items()}
+def join(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of several prompts' images one behind the other; a single one as it is.
+
+    Some may lack what others have. Where all but the first axis differ (tiles a prompt, pixels a tile),
+    the smaller ones are filled up with 0, which processors mean by padding.
+    """
+    names = sorted({name for one in images for name in one})
+    return {name: _behind([one[name] for one in images if name in one]) for name in names}
+
+
+def _behind(parts: Sequence[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    return torch.cat([_filled_up(part, largest) for part in parts])
+
+
+def _filled_up(part: Tensor, shape: Sequence[int]) -> Tensor:
+    missing = [size - have for size, have in zip(shape, part.shape[1:], strict=True)]
+    if not any(missing):
+        return part
+    pads = [pad for size in reversed(missing) for pad in (0, size)]
+    return torch.nn.functional.pad(part, pads)

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -17,12 +15,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from dopd_vlm.config import LoraConfig, ModelConfig
-from dopd_vlm.routed_loss.head import Head
-
-VISUAL_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+from dopd_vlm.models.encoder import Encoder
+from dopd_vlm.models.families import Family, family_of, is_visual
+from dopd_vlm.routed_loss import Head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +28,31 @@ class Policy:
 
     model: PreTrainedModel
     processor: Any
-    """A ProcessorMixin for vision-language models, the tokenizer itself for text-only ones."""
+    """A ProcessorMixin for vision-language models, the tokenizer itself for text-only ones; None where only shapes
+    are asked for."""
     path: str
     """Where it was loaded from."""
 
     @property
+    def family(self) -> Family:
+        """What is to be known of the model's family."""
+        return family_of(self.model.config)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What makes its prompts, without the weights."""
+        config = self.model.config
+        return Encoder(
+            processor=self.processor,
+            family=self.family,
+            image_token_id=config.image_token_id if is_visual(config) else None,
+            path=self.path,
+        )
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The processor's tokenizer."""
-        is_tokenizer = isinstance(self.processor, PreTrainedTokenizerBase)
-        return self.processor if is_tokenizer else self.processor.tokenizer
+        return self.encoder.tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -68,30 +81,17 @@ class Policy:
     @property
     def pad_id(self) -> int:
         """Fills batches; it never decides what is masked."""
+        if self.processor is None:
+            return 0
         pad = self.tokenizer.pad_token_id
         return self.eos_ids[0] if pad is None else int(pad)  # type: ignore[arg-type]
 
     @property
     def visual_ids(self) -> tuple[int, ...]:
-        """Image and video marker ids; in a completion the next forward would look for their pixels."""
+        """Ids of the family's image markers; in a completion the next forward would look for their pixels."""
         config = self.model.config
-        ids = (getattr(config, name, None) for name in VISUAL_TOKENS)
+        ids = (getattr(config, name, None) for name in self.family.marker_ids)
         return tuple(sorted({int(i) for i in ids if i is not None}))
-
-
-def process_state() -> PartialState:
-    """This process among those of `accelerate launch` or `torchrun`.
-
-    PartialState alone overlooks ACCELERATE_USE_CPU and would then see one process.
-    """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-
-
-def end_processes() -> None:
-    """Waits for all processes and ends their group; one that left while others still talk to it may abort."""
-    state = process_state()
-    state.wait_for_everyone()
-    state.destroy_process_group()
 
 
 def load_policy(
@@ -102,15 +102,13 @@ def load_policy(
     `like` lends its processor and dtype: a second copy of a model needs the same of both.
     Raises ValueError when the folder is absent, holds no safetensors, or has no chat template.
     """
-    path = _existing(config.path)
+    path = existing(config.path)
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     try:
-        is_visual = (
-            AutoConfig.from_pretrained(path, **options).model_type
-            in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-        )
+        architecture = AutoConfig.from_pretrained(path, **options)
+        family_of(architecture)
         processor = like.processor if like else AutoProcessor.from_pretrained(path, **options)
-        auto = AutoModelForImageTextToText if is_visual else AutoModelForCausalLM
+        auto = auto_class(architecture)
         model = auto.from_pretrained(
             path,
             dtype=like.model.dtype if like else model_dtype(config, device, trainable),
@@ -132,47 +130,9 @@ def load_policy(
     return Policy(model=disable_dropout_(model).eval(), processor=processor, path=config.path)
 
 
-def empty_policy(
-    config: ModelConfig,
-    *,
-    device: str | torch.device,
-    trainable: bool,
-    lora: LoraConfig | None = None,
-    known: tuple[PretrainedConfig, Any] | None = None,
-) -> Policy:
-    """The model's architecture on the meta device: shapes and dtypes as on `device`, no data.
-
-    Reads config and processor alone, or takes those of `known`. Raises ValueError where there are none.
-    """
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    architecture, processor = known or _described(config, options)
-    is_visual = architecture.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    auto = AutoModelForImageTextToText if is_visual else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(
-            architecture,
-            dtype=model_dtype(config, device, trainable),
-            # Kernels that are not installed here keep what torch's own fused one keeps.
-            attn_implementation="eager" if config.attention == "eager" else "sdpa",
-            **options,
-        )
-        model.requires_grad_(trainable)
-        policy = Policy(model=model.eval(), processor=processor, path=config.path)
-        return add_lora(policy, lora) if lora is not None and lora.rank else policy
-
-
-def _described(config: ModelConfig, options: dict[str, Any]) -> tuple[PretrainedConfig, Any]:
-    path = _existing(config.path)
-    try:
-        return (
-            AutoConfig.from_pretrained(path, **options),
-            AutoProcessor.from_pretrained(path, **options),
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"cannot read config and processor of model {config.path!r}: {error}. A folder with the "
-            "small files of the checkpoint (config.json, tokenizer, processor; no weights) is enough"
-        ) from error
+def auto_class(config: PretrainedConfig) -> Any:
+    """The transformers class that loads the architecture."""
+    return AutoModelForImageTextToText if is_visual(config) else AutoModelForCausalLM
 
 
 def model_dtype(config: ModelConfig, device: str | torch.device, trainable: bool) -> torch.dtype:
@@ -251,7 +211,8 @@ def output_head(policy: Policy) -> Head:
     )
 
 
-def _existing(path: str) -> str:
+def existing(path: str) -> str:
+    """The folder of a local model, or the hub id as it is. Raises ValueError for a folder that is absent."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     folder = Path(path).expanduser()
     if looks_local and not folder.is_dir():

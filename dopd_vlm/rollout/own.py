@@ -22,7 +22,7 @@ from transformers import (
 
 from dopd_vlm.models.encoder import EncodedPrompt, pad_prompts
 from dopd_vlm.models.forward import Prefix, can_share, extend, prefill, select, with_room
-from dopd_vlm.models.image_features import StepFeatures, picture_inputs
+from dopd_vlm.models.image_features import StepFeatures, image_inputs
 from dopd_vlm.models.policy import Policy, output_head
 from dopd_vlm.routed_loss.head import Head
 from dopd_vlm.routed_loss.softmax import chunk_dtype
@@ -142,7 +142,7 @@ def _prefix(
     listed = prompts if is_shared else [prompts[i] for i in owner.tolist()]
     padded = pad_prompts(listed, pad_id=policy.pad_id)
     inputs = {name: tensor.to(policy.device) for name, tensor in padded.items()}
-    prefix = prefill(policy, {**inputs, **picture_inputs(policy, listed, features)})
+    prefix = prefill(policy, {**inputs, **image_inputs(policy, listed, features)})
     return with_room(prefix, owner.to(policy.device), room) if is_shared else prefix
 
 

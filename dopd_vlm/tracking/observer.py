@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from dopd_vlm.distributed import total_of
 from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.report.run_page import write_report
 from dopd_vlm.report.token_page import token_map_page
@@ -23,8 +24,8 @@ from dopd_vlm.routing import Thresholds, privilege_advantage_gap
 from dopd_vlm.run_folder import HISTOGRAMS_FILE, MAPS_FILE, PROBES_FILE
 from dopd_vlm.tracking.token_maps import probe_record, token_map_text, token_maps
 from dopd_vlm.tracking.tracker import Tracker, log_token_maps
-from dopd_vlm.training.metrics import total_of
-from dopd_vlm.training.state import EncodedSample, TrainState, encode_sample
+from dopd_vlm.training.samples import EncodedSample, encode_sample
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import StepOutput, completion_text
 from dopd_vlm.types import Sample, ViewName
 

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from dopd_vlm.data_uri import thumbnail_uri
 from dopd_vlm.models.encoder import collate
+from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.policy import Policy, output_head
-from dopd_vlm.models.scores import completion_hidden
 from dopd_vlm.routed_loss.loss import LossOutput
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
 from dopd_vlm.routing import Counts, Thresholds
-from dopd_vlm.training.state import EncodedSample, TrainState
+from dopd_vlm.training.samples import EncodedSample
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import StepOutput, completion_text, micro_batch_loss, sample_completions
 from dopd_vlm.training.targets import MicroBatch, batch_thresholds, score_targets
 from dopd_vlm.types import Regime, Rollout, Sample, ViewName

@@ -10,6 +10,7 @@ from accelerate.utils import ProjectConfiguration
 from transformers import get_cosine_schedule_with_warmup
 
 from dopd_vlm.config import RunConfig
+from dopd_vlm.distributed import process_state
 from dopd_vlm.methods import Method, configured_method
 from dopd_vlm.models.policy import (
     Policy,
@@ -19,7 +20,6 @@ from dopd_vlm.models.policy import (
     has_bfloat16,
     load_policy,
     output_head,
-    process_state,
 )
 from dopd_vlm.training.checkpoint import last_checkpoint, load_trainer_
 from dopd_vlm.training.state import TrainState

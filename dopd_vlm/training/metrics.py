@@ -3,14 +3,11 @@
 Every mean is divided once, by a count of the whole batch: never a mean of means.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor
 
 from dopd_vlm.routed_loss.loss import LossOutput
 from dopd_vlm.types import Rollout
@@ -26,16 +23,6 @@ def batch_sums(losses: Sequence[LossOutput], rollouts: Sequence[Rollout]) -> dic
     sums["count/completion_tokens"] += sum(len(r.completion_ids) for r in rollouts)
     sums["count/truncated"] += sum(r.finish_reason == "length" for r in rollouts)
     return sums
-
-
-def total_of(accelerator: Accelerator, sums: Mapping[str, float]) -> Counter[str]:
-    """Sums over processes, in the order of their ranks."""
-    if accelerator.num_processes == 1:
-        return Counter(sums)
-    total: Counter[str] = Counter()
-    for part in gather_object([dict(sums)]):
-        total.update(part)
-    return total
 
 
 def batch_averages(sums: Mapping[str, float]) -> dict[str, float]:
@@ -60,16 +47,6 @@ def batch_averages(sums: Mapping[str, float]) -> dict[str, float]:
         if name in sums:
             metrics[name.replace("/all", "/mean")] = mean(name, "count/tokens")
     return metrics
-
-
-def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
-    """Rows of all processes, of which each may hold another number; NaN marks the padding."""
-    if accelerator.num_processes == 1:
-        return rows.cpu()
-    padded = accelerator.pad_across_processes(rows, dim=0, pad_index=float("nan"))  # type: ignore[arg-type]
-    gathered = accelerator.gather(padded)
-    assert isinstance(gathered, Tensor)
-    return gathered[~gathered.isnan().any(-1)].cpu()
 
 
 def memory_metrics() -> dict[str, float]:

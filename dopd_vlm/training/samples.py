@@ -7,23 +7,63 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing import forkserver, parent_process
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-from transformers import PreTrainedModel
 
 from dopd_vlm.config import RunConfig
-from dopd_vlm.models.policy import Policy
+from dopd_vlm.models.encoder import EncodedPrompt, Encoder, encode_prompt
+from dopd_vlm.prompts import build_prompts
 from dopd_vlm.training.parcel import Parcel, pack, unpack
-from dopd_vlm.training.state import EncodedSample, encoded_views
-from dopd_vlm.types import Sample
+from dopd_vlm.training.state import TrainState
+from dopd_vlm.types import Sample, ViewName
 
 GPU_WORKERS = 2
 """Workers where the recipe names no number and the model computes elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """A sample with its two encoded prompts, shared by all its rollouts."""
+
+    sample: Sample
+    prompts: Mapping[ViewName, EncodedPrompt]
+
+
+def encode_sample(state: TrainState, sample: Sample) -> EncodedSample:
+    """Both views' prompts, encoded once. Raises ValueError naming the uid."""
+    return EncodedSample(
+        sample=sample, prompts=encoded_views(state.config, state.student.encoder, sample)
+    )
+
+
+def encoded_views(
+    config: RunConfig, encoder: Encoder, sample: Sample
+) -> dict[ViewName, EncodedPrompt]:
+    """Both views' prompts of a sample. Raises ValueError naming the uid."""
+    pair = build_prompts(sample, config.prompts)
+    views: tuple[ViewName, ...] = ("plain", "privileged")
+    image_cache = encoder.image_cache()
+    prompts: dict[ViewName, EncodedPrompt] = {
+        view: encode_prompt(
+            encoder,
+            pair.view(view),
+            uid=sample.uid,
+            template_kwargs=config.chat.template_kwargs,
+            image_cache=image_cache,
+        )
+        for view in views
+    }
+    longest, limit = max(len(p.input_ids) for p in prompts.values()), config.chat.max_prompt_length
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"sample {sample.uid!r}: a prompt of {longest} tokens, chat.max_prompt_length is {limit}"
+        )
+    return prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +83,7 @@ class EncodedStream:
     def __init__(
         self,
         config: RunConfig,
-        student: Policy,
+        encoder: Encoder,
         samples: Sequence[Sample],
         order: Iterable[int],
         *,
@@ -59,7 +99,7 @@ class EncodedStream:
                 "worker_init_fn": _start_worker,
             }
         loader = DataLoader(
-            _EncodedRows(config, student, samples),
+            _EncodedRows(config, encoder, samples),
             batch_size=None,
             sampler=order,
             num_workers=workers,
@@ -104,10 +144,8 @@ def num_workers(config: RunConfig, device: torch.device) -> int:
 class _EncodedRows(Dataset):
     """Row number -> encoded sample or BadRow; a worker packs it."""
 
-    def __init__(self, config: RunConfig, student: Policy, samples: Sequence[Sample]) -> None:
-        stand_in = cast(PreTrainedModel, _Weightless(student.model.config))
-        self._config, self._samples = config, samples
-        self._encoder = replace(student, model=stand_in)
+    def __init__(self, config: RunConfig, encoder: Encoder, samples: Sequence[Sample]) -> None:
+        self._config, self._samples, self._encoder = config, samples, encoder
 
     def __getitem__(self, row: int) -> EncodedSample | BadRow | Parcel:
         try:
@@ -117,13 +155,6 @@ class _EncodedRows(Dataset):
         except ValueError as error:
             made = BadRow(row=row, reason=str(error))
         return made if get_worker_info() is None else pack(made)
-
-
-class _Weightless:
-    """Stands where a model does: encoding asks for its config alone."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
 
 
 def _start_worker(_: int) -> None:

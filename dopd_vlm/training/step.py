@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dopd_vlm.distributed import total_of
+from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.models.policy import Policy, output_head
-from dopd_vlm.models.scores import completion_hidden
 from dopd_vlm.rollout.own import generate
 from dopd_vlm.routed_loss import LossOutput, Student, Target, routed_loss
 from dopd_vlm.routing import Counts, Thresholds
-from dopd_vlm.training.metrics import batch_averages, batch_sums, total_of
-from dopd_vlm.training.state import EncodedSample, TrainState
+from dopd_vlm.training.metrics import batch_averages, batch_sums
+from dopd_vlm.training.samples import EncodedSample
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.targets import MicroBatch, ScoredTarget, batch_thresholds, score_targets
 from dopd_vlm.types import Rollout, Sample
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dopd_vlm.distributed import gather_rows
 from dopd_vlm.models.encoder import Batch, collate
-from dopd_vlm.models.forward import can_share
+from dopd_vlm.models.forward import can_share, completion_hidden
 from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.models.policy import Policy, output_head
-from dopd_vlm.models.scores import completion_hidden
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
 from dopd_vlm.routing import Thresholds, thresholds
-from dopd_vlm.training.metrics import gather_rows
-from dopd_vlm.training.state import EncodedSample, TrainState
+from dopd_vlm.training.samples import EncodedSample
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.types import Rollout, ViewName
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dopd_vlm.config import ModelConfig
+from dopd_vlm.distributed import process_state
 from dopd_vlm.models.encoder import EncodedPrompt, collate, encode_text
-from dopd_vlm.models.policy import Policy, load_policy, output_head, process_state
-from dopd_vlm.models.scores import completion_hidden
+from dopd_vlm.models.forward import completion_hidden
+from dopd_vlm.models.policy import Policy, load_policy, output_head
 from dopd_vlm.routed_loss.target_scores import target_scores
 
 from ..benchmarks.benchmark import Generation
@@ -81,7 +82,7 @@ class PolicyLM(TemplateLM):
         self.tokenizer = self.policy.tokenizer
         self._complete = halving(self._complete_batch)
         self._is_rendered = False
-        self._has_token_types = encode_text(self.policy, "a").token_types is not None
+        self._token_inputs = tuple(encode_text(self.policy.encoder, "a").token_inputs)
 
     @property
     def eot_token_id(self) -> int:
@@ -229,8 +230,8 @@ class PolicyLM(TemplateLM):
 
     def _prompt(self, ids: list[int]) -> EncodedPrompt:
         tokens = torch.tensor(ids)
-        types = torch.zeros_like(tokens) if self._has_token_types else None
-        return EncodedPrompt(uid="", text="", input_ids=tokens, token_types=types)
+        inputs = dict.fromkeys(self._token_inputs, torch.zeros_like(tokens))
+        return EncodedPrompt(uid="", text="", input_ids=tokens, token_inputs=inputs)
 
     def _encode(self, request: Instance, room: int) -> EncodedPrompt:
         """The context with its pictures; a longer text loses its beginning."""
@@ -239,12 +240,12 @@ class PolicyLM(TemplateLM):
             text = text.replace(PLACEHOLDER, self.policy.processor.image_token)
         bos = self.policy.tokenizer.bos_token
         is_begun = self._is_rendered or (bos and text.startswith(str(bos)))
-        prompt = encode_text(self.policy, text, images, add_special_tokens=not is_begun)
+        prompt = encode_text(self.policy.encoder, text, images, add_special_tokens=not is_begun)
         if images or len(prompt.input_ids) <= room:
             return prompt
         log.warning("a context of %d tokens is cut to its last %d", len(prompt.input_ids), room)
-        types = None if prompt.token_types is None else prompt.token_types[-room:]
-        return replace(prompt, input_ids=prompt.input_ids[-room:], token_types=types)
+        inputs = {name: values[-room:] for name, values in prompt.token_inputs.items()}
+        return replace(prompt, input_ids=prompt.input_ids[-room:], token_inputs=inputs)
 
     def _complete_batch(
         self, requests: Sequence[Instance], generation: Generation, seed: int

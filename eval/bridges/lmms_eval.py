@@ -16,7 +16,8 @@ from lmms_eval.protocol import ChatMessages  # pyright: ignore[reportMissingImpo
 from tqdm import tqdm
 
 from dopd_vlm.config import ModelConfig
-from dopd_vlm.models.policy import load_policy, process_state
+from dopd_vlm.distributed import process_state
+from dopd_vlm.models.policy import load_policy
 from dopd_vlm.types import Message
 
 from ..completions.generators import halving, local_generator

@@ -43,7 +43,7 @@ def local_generator(policy: Policy, template_kwargs: Mapping[str, Any] | None = 
         prompts: Sequence[list[Message]], generation: Generation, seed: int
     ) -> list[Completion]:
         encoded = [
-            encode_prompt(policy, messages, uid=str(index), template_kwargs=template_kwargs)
+            encode_prompt(policy.encoder, messages, uid=str(index), template_kwargs=template_kwargs)
             for index, messages in enumerate(prompts)
         ]
         return complete_encoded(policy, encoded, generation, seed)

@@ -126,7 +126,7 @@ def stream(folder: Path, processor: Qwen3VLProcessor, workers: int) -> EncodedSt
     policy = load_policy(model, device="cpu", trainable=False)
     order = list(range(NUM_ROWS)) * (ROUNDS + 1)
     return EncodedStream(
-        RunConfig(student=model, teacher=model, data=data), replace(policy, processor=processor),
+        RunConfig(student=model, teacher=model, data=data), replace(policy.encoder, processor=processor),
         training_samples(data), order, workers=workers, ahead=16,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from dopd_vlm.models.encoder import EncodedPrompt, pad_prompts
-from dopd_vlm.models.image_features import StepFeatures, picture_inputs
+from dopd_vlm.models.image_features import StepFeatures, image_inputs
 from dopd_vlm.models.policy import Policy
 from dopd_vlm.scripts.benchmarks.step import encoded, make_state
 from dopd_vlm.scripts.benchmarks.timings import (
@@ -60,7 +60,7 @@ def bench_rollout(args: argparse.Namespace) -> tuple[Timings, dict[str, str]]:
         "generate_batch": lambda: by_generate_batch(state.student, listed, args.tokens),
     }
     failed: dict[str, str] = {}
-    if any(prompt.pictures for prompt in prompts):
+    if any(prompt.image_tensors for prompt in prompts):
         del variants["generate_batch"]
         failed["generate_batch"] = "takes no pictures"
     timings: Timings = {name: [] for name in variants}
@@ -93,7 +93,7 @@ def by_generate(policy: Policy, prompts: list[EncodedPrompt], num_tokens: int) -
     """Tokens that Hugging Face `generate` sampled."""
     inputs = {
         **pad_prompts(prompts, pad_id=policy.pad_id),
-        **picture_inputs(policy, prompts, None),
+        **image_inputs(policy, prompts, None),
     }
     config = settings(policy, num_tokens)
     ids = policy.model.generate(**inputs, generation_config=config)  # type: ignore[operator]

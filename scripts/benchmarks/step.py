@@ -46,7 +46,8 @@ from dopd_vlm.scripts.benchmarks.timings import (
 )
 from dopd_vlm.scripts.wiring import samples as build
 from dopd_vlm.training.build import build_state
-from dopd_vlm.training.state import EncodedSample, TrainState, encode_sample
+from dopd_vlm.training.samples import EncodedSample, encode_sample
+from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, train_step
 
 RECIPES = Path(__file__).parents[1] / "recipes"

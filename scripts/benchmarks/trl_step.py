@@ -17,7 +17,8 @@ from trl import DistillationConfig, DistillationTrainer
 
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.scripts.benchmarks.timings import stoppable
-from dopd_vlm.training.state import EncodedSample, TrainState
+from dopd_vlm.training.samples import EncodedSample
+from dopd_vlm.training.state import TrainState
 
 
 class Stopwatch(TrainerCallback):

@@ -204,7 +204,7 @@ def train(policy: Policy, recipe: Recipe) -> None:
 def accuracy(policy: Policy, rows: Sequence[Row], view: ViewName, types: Sequence[str]) -> float:
     """Share of rows whose greedy completion ends in `answer N` with the right N."""
     pairs = [build_prompts(make_sample(row, types)) for row in rows]
-    prompts = [encode_prompt(policy, pair.view(view), uid=pair.uid) for pair in pairs]
+    prompts = [encode_prompt(policy.encoder, pair.view(view), uid=pair.uid) for pair in pairs]
     done = generate(policy, prompts, max_completion_length=40, temperature=0.0)
     texts = [policy.tokenizer.decode(r.completion_ids, skip_special_tokens=True) for r in done]
     right = [

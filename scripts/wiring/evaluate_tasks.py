@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from dopd_vlm.config import ModelConfig
+from dopd_vlm.distributed import process_state
 from dopd_vlm.endpoint import Endpoint
 from dopd_vlm.errors import unknown
 from dopd_vlm.eval.benchmarks.benchmark import SUITES, Benchmark, load_benchmark
@@ -27,7 +28,7 @@ from dopd_vlm.eval.results import tables as report
 from dopd_vlm.eval.results.page import Shown, shown, write_report
 from dopd_vlm.eval.results.results import Results, write_results
 from dopd_vlm.jsonl import read_lines
-from dopd_vlm.models.policy import Policy, load_policy, process_state
+from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.scripts.wiring.samples import listed, local_path, task_samples
 from dopd_vlm.types import Sample, ViewName

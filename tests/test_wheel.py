@@ -69,11 +69,13 @@ def test_the_wheel_holds_the_packages_and_their_files_and_nothing_else(wheel, ch
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"dopd_vlm"}
     inside = {name for name in names if name.startswith("dopd_vlm/")}
-    committed = shell("git", "ls-files", "dopd_vlm", "data", "eval", cwd=checkout).stdout.split()
+    folders = ("dopd_vlm", "data", "eval", "scripts")
+    committed = shell("git", "ls-files", *folders, cwd=checkout).stdout.split()
     expected = {
         name if name.startswith("dopd_vlm/") else f"dopd_vlm/{name}"
         for name in committed
-        if not name.endswith(".md") or "/assets/" in name
+        if (not name.endswith(".md") or "/assets/" in name)
+        and (not name.startswith("scripts/") or name.endswith((".py", ".yaml")))
     }
     assert inside - {name for name in inside if name.endswith(".md")} == {
         name for name in expected if not name.endswith(".md")
@@ -82,13 +84,38 @@ def test_the_wheel_holds_the_packages_and_their_files_and_nothing_else(wheel, ch
     assert not [name for name in names if "test" in Path(name).stem or "runs/" in name]
 
 
-@pytest.mark.slow
-def test_rows_models_and_tasks_load_outside_the_repository(wheel, tmp_path):
-    target = tmp_path / "site"
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory) -> Path:
+    """The wheel installed without its dependencies, which are here already."""
+    target = tmp_path_factory.mktemp("site")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    shell(*pip, "--no-deps", "--target", str(target), str(wheel), cwd=tmp_path)
-    outside = {**os.environ, "PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1"}
-    done = shell(sys.executable, "-c", PROGRAM, cwd=tmp_path, env=outside)
+    shell(*pip, "--no-deps", "--target", str(target), str(wheel), cwd=target)
+    return target
+
+
+def outside(site: Path) -> dict[str, str]:
+    """An environment in which the installed wheel comes before the repository."""
+    return {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_dopd_trains_in_any_folder(site, tmp_path):
+    overrides = ("optim.max_steps=2", "optim.batch_size=4", "evaluation.tasks=[]", "data.limit=8")
+    program = str(site / "bin" / "dopd")
+    done = shell(program, "train", "demo", *overrides, cwd=tmp_path, env=outside(site))
+    assert "run folder: runs/demo" in done.stdout
+    run = tmp_path / "runs" / "demo"
+    assert (run / "checkpoint" / "model.safetensors").is_file() and (run / "report.html").is_file()
+    assert str(site) in json.loads((run / "environment.json").read_text())["command"][0]
+    page = tmp_path / "preview.html"
+    shell(program, "preview", "demo", "--rows", "2", cwd=tmp_path, env=outside(site))
+    assert "triangle" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_rows_models_and_tasks_load_outside_the_repository(site, tmp_path):
+    target = site
+    done = shell(sys.executable, "-c", PROGRAM, cwd=tmp_path, env=outside(site))
     found = json.loads(done.stdout.splitlines()[-1])
     assert all(Path(file).is_relative_to(target) for file in found["files"]), found["files"]
     assert found["rows"] == [2, 2] and found["n"] == 2

@@ -39,8 +39,6 @@ BY_LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
         ("open('/tmp/leak', 'w')", "PermissionError"),
         ("import shutil\nshutil.rmtree('/tmp')", "PermissionError"),
         ("import os\nos.environ['SECRET']", "KeyError"),
-        ("import sys\nsys.exit(0)", "exit status 0"),
-        ("import os\nos._exit(0)", "exit status 0"),
         ("def f(): f()\nf()", "RecursionError"),
         ("import os\nos.abort()", "SIGABRT"),
     ],
@@ -65,7 +63,7 @@ def test_a_program_cannot(program: str, reason: str, monkeypatch: pytest.MonkeyP
 )
 def test_nor_through_c(call: str) -> None:
     found = execute(BY_LIBC + f"print({call}, ctypes.get_errno())", timeout=5.0)
-    assert found.passed and found.stdout in ("-1 1\n", "-1 13\n")
+    assert found.passed and found.stdout in ("-1 1\n", "-1 13\n", "-1 30\n")
 
 
 @pytest.mark.parametrize("program", ["import time\ntime.sleep(60)", "while True: pass"])
@@ -84,6 +82,9 @@ def test_time_is_limited(program: str) -> None:
         "import numpy\nassert numpy.ones(3).sum() == 3",
         "import pickle\nclass A: pass\npickle.loads(pickle.dumps(A()))",
         "import tempfile, datetime, zoneinfo, random, decimal",
+        "import os\nopen(os.devnull, 'w').write('x')",
+        "import resource as r\nr.setrlimit(r.RLIMIT_STACK, (1 << 20, 1 << 20))",
+        "f = open('f', 'w+')\nf.write('abc')\nf.truncate(1)\nimport os\nos.mkdir('d')\nos.rename('f', 'd/f')",
     ],
 )
 def test_ordinary_programs_run(program: str) -> None:
@@ -93,7 +94,7 @@ def test_ordinary_programs_run(program: str) -> None:
 
 def test_input_and_output() -> None:
     found = execute("print(int(input()) + 1)\nraise SystemExit", stdin="41\n", timeout=5.0)
-    assert (found.stdout, found.status, found.passed) == ("42\n", 0, False)
+    assert (found.stdout, found.status, found.reason) == ("42\n", 0, "passed")
 
 
 def test_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """Answers that are judged by running code: function tests and input-output tests.
 
-All of it runs in the sandbox; a program that hangs or crashes costs its own answer.
+All of it runs in the sandbox; a program that hangs or crashes costs its own answer. No program sees
+what is wanted of it: tests run in a process of their own.
 """
 
+import ast
 import base64
 import json
 import pickletools
@@ -14,7 +16,7 @@ from typing import Any
 from dopd_vlm.types import Sample
 
 from .answers import Score, code_of, final_answer, unread
-from .sandbox import Execution, execute, execute_each
+from .sandbox import Execution, execute_each, execute_tests
 
 MODULES = (
     "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random",
@@ -30,17 +32,25 @@ PRELUDE = "".join(
 )
 """What LiveCodeBench puts in front of every program."""
 CALLS = """
+def _judge(tests, seconds):
+    import json, signal
+    for given, wanted in json.loads(tests):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        value = _target()(*[json.loads(line) for line in given.split("\\n")])
+        value = list(value) if type(value) is tuple else value
+        if value != json.loads(wanted):
+            raise AssertionError(f"{{given[:80]!r}} gives {{str(value)[:80]}}")
 
-import json as _json, signal as _signal
-_space = globals()
-for _given, _wanted in _json.loads({tests!r}):
-    _signal.setitimer(_signal.ITIMER_REAL, {seconds})
-    _target = getattr(_space["Solution"](), {name!r}) if "Solution" in _space else _space[{name!r}]
-    _found = _target(*[_json.loads(_line) for _line in _given.split("\\n")])
-    _found = list(_found) if isinstance(_found, tuple) else _found
-    if _found != _json.loads(_wanted):
-        raise AssertionError(f"{{_given[:80]!r}} gives {{str(_found)[:80]}}")
+def _target():
+    try:
+        solution = Solution
+    except NameError:
+        return {name}
+    return solution().{name}
+
+_judge({tests!r}, {seconds})
 """
+"""LiveCodeBench's function tests; like its program, an outer tuple counts as a list."""
 STRING_OPCODES = {
     "PROTO", "FRAME", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE",
     "MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "STOP",
@@ -55,21 +65,52 @@ def score_code(text: str, sample: Sample, *, timeout: float = 10.0) -> Score:
     """Whether the program passes its tests in the sandbox.
 
     The sample's answer is a template of the whole program with `{completion}` where the code
-    goes. The code is the last fenced block, else the whole text.
+    goes: what follows is the tests, which run apart from it. What stands before is the program's
+    beginning, and its whole statements are also the tests' own, so that a function given there is
+    not the model's to change. The code is the last fenced block, else the whole text.
 
     Raises:
-        ValueError: the answer has no `{completion}`.
+        ValueError: the answer has not one `{completion}`, or a part of it is no Python.
     """
-    if "{completion}" not in sample.answer:
-        raise ValueError(f"sample {sample.uid!r}: the answer must hold {{completion}}")
+    beginning, tests = _template(sample)
     answer = final_answer(text)
     if answer is None:
         return unread("unclosed_think")
     code = code_of(answer)
     if not code.strip():
         return unread()
-    found = execute(sample.answer.replace("{completion}", code), timeout=timeout)
-    return Score(correct=float(found.passed), extracted=code, rule=found.reason)
+    end = execute_tests(beginning + code, _givens(beginning, sample.uid) + tests, timeout=timeout)
+    return Score(correct=float(end.passed), extracted=code, rule=end.reason)
+
+
+def _template(sample: Sample) -> tuple[str, str]:
+    beginning, *rest = sample.answer.split("{completion}")
+    if len(rest) != 1:
+        raise ValueError(f"sample {sample.uid!r}: the answer must hold {{completion}} once")
+    try:
+        ast.parse(rest[0])
+    except SyntaxError as error:
+        raise ValueError(f"sample {sample.uid!r}: what follows {{completion}}: {error}") from error
+    return beginning, rest[0]
+
+
+def _givens(beginning: str, uid: str) -> str:
+    """The beginning's whole statements; a last function or class is what the completion goes on with."""
+    last = beginning.rstrip().rpartition("\n")[2]
+    open_block = f"{beginning.rstrip()}\n{' ' * (len(last) - len(last.lstrip()) + 4)}pass\n"
+    for form in (beginning, open_block):
+        try:
+            statements = ast.parse(form).body
+        except SyntaxError:
+            continue
+        is_open = bool(statements) and isinstance(
+            statements[-1], ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        )
+        whole = statements[:-1] if is_open else statements
+        return ast.unparse(ast.Module(body=whole, type_ignores=[])) + "\n"
+    raise ValueError(
+        f"sample {uid!r}: what stands before {{completion}} is no Python: {beginning!r}"
+    )
 
 
 def score_tests(text: str, sample: Sample, *, timeout: float = 6.0) -> Score:
@@ -96,15 +137,15 @@ def _function_fault(code: str, gold: Mapping[str, Any], timeout: float) -> str:
     tests = json.dumps([[test["input"], test["output"]] for test in gold["tests"]])
     calls = CALLS.format(tests=tests, name=gold["function"], seconds=timeout)
     most = min(MOST_SECONDS, timeout * len(gold["tests"]))
-    found = execute(PRELUDE + code + calls, timeout=most, memory=MEMORY_BYTES)
-    return "" if found.passed else found.reason
+    end = execute_tests(PRELUDE + code, calls, timeout=most, memory=MEMORY_BYTES)
+    return "" if end.passed else end.reason
 
 
 def _program_fault(code: str, gold: Mapping[str, Any], timeout: float) -> str:
     inputs, wanted = ([test[key] for test in gold["tests"]] for key in ("input", "output"))
     runs = execute_each(PRELUDE + code, inputs, timeout=timeout, memory=MEMORY_BYTES)
-    for number, (found, output) in enumerate(zip(runs, wanted, strict=True), start=1):
-        reason = _output_fault(found, output)
+    for number, (end, output) in enumerate(zip(runs, wanted, strict=True), start=1):
+        reason = _output_fault(end, output)
         if reason:
             return f"test {number}: {reason}"
     return ""
@@ -184,22 +225,22 @@ def _listed(raw: Any) -> list[dict[str, Any]]:
     return [dict(test) for test in raw or ()]
 
 
-def _output_fault(found: Execution, wanted: str) -> str:
+def _output_fault(end: Execution, wanted: str) -> str:
     """Why the run does not count, empty where it does; leaving by sys.exit(0) is fine here."""
-    if found.status != 0:
-        return found.reason
+    if not end.passed:
+        return end.reason
     got, gold = (
-        [line.strip() for line in text.strip().split("\n")] for text in (found.stdout, wanted)
+        [line.strip() for line in text.strip().split("\n")] for text in (end.stdout, wanted)
     )
     same = len(got) == len(gold) and all(map(_same_line, got, gold))
-    return "" if same else f"prints {found.stdout.strip()[:80]!r}"
+    return "" if same else f"prints {end.stdout.strip()[:80]!r}"
 
 
-def _same_line(found: str, gold: str) -> bool:
+def _same_line(printed: str, gold: str) -> bool:
     """The same text, or numbers all of it and equal as decimals."""
-    if found == gold:
+    if printed == gold:
         return True
     try:
-        return [Decimal(one) for one in found.split()] == [Decimal(one) for one in gold.split()]
+        return [Decimal(one) for one in printed.split()] == [Decimal(one) for one in gold.split()]
     except InvalidOperation:
         return False

@@ -25,8 +25,9 @@ from .scoring.answers import (
     unread,
     value_of,
 )
-from .scoring.choices import extract_choice, extract_choices, options_in
+from .scoring.choices import extract_choice, extract_choices
 from .scoring.math import score_math
+from .scoring.options import options_in
 from .scoring.programs import score_code, score_tests
 
 __all__ = [

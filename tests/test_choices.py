@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dopd_vlm.eval.scoring.choices import extract_choice, extract_choices, options_in
+from dopd_vlm.eval.scoring.choices import extract_choice, extract_choices
+from dopd_vlm.eval.scoring.options import options_in
 
 FOUR = {"A": "red apple", "B": "blue car", "C": "green key", "D": "yellow dog"}
 TEN = {letter: f"option number {i}" for i, letter in enumerate("ABCDEFGHIJ")}
@@ -15,7 +16,8 @@ WORDS = [
     "in", "front", "of", "it",
 ]  # fmt: skip
 RULES = {
-    "unclosed_think", "bare", "declared", "ambiguous", "lead", "paren", "tail", "text", "unparsed",
+    "unclosed_think", "bare", "declared", "refused", "ambiguous", "last_line", "lead", "tail", "paren",
+    "list", "text", "unparsed",
 }  # fmt: skip
 
 
@@ -46,11 +48,11 @@ RULES = {
         ("I rule out (A), (B) and (C).", None),
         ("It can't be (D)", None),
         ("neither (A) nor (B)", None),
-        ("The answer is neither A nor B, but C", None),
+        ("The answer is neither A nor B, but C", "C"),
         ("so the answer cannot be B", None),
         ("so either A or B", None),
         ("The correct option is B, not A.", "B"),
-        ("The answer is not A. It is B", None),
+        ("The answer is not A. It is B", "B"),
         ("It is not the red apple.", None),
         ("This isn't a blue car", None),
         ("answer: a dog", None),
@@ -61,7 +63,7 @@ RULES = {
         ("Answer:\n\nC. green key", "C"),
         ("### Answer\n(C)", "C"),
         ("The answer is: **B. blue car**", "B"),
-        ("I pick B", None),
+        ("I pick B", "B"),
         ("I do not see any dog so the answer is B", "B"),
         ("The picture does not show a dog and the answer is B", "B"),
         ("Without a doubt the answer is (B)", "B"),
@@ -97,7 +99,7 @@ RULES = {
         ("- Option A has dots.\n- Option B has stripes", None),
         ("Option A: red apple\nOption B: blue car\nOption C: green", None),
         ("The answer is B's neighbour", None),
-        ("\uff08B\uff09", None),
+        ("\uff08B\uff09", "B"),
     ],
 )
 def test_adversarial(text: str, expected: str | None) -> None:
@@ -152,6 +154,189 @@ def test_options_in_a_question(question: str, options: dict[str, str]) -> None:
     assert options_in(question) == options
 
 
+LETTERS = dict.fromkeys("ABCDEFGH", "")
+YES_NO = {"A": "Yes", "B": "No"}
+SIDES = {"A": "left", "B": "right", "C": "back"}
+COLOURS = {"A": "red", "B": "blue", "C": "green", "D": "gray"}
+ANGLES = {"A": "25\u00b0", "B": "40\u00b0", "C": "50\u00b0"}
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "expected"),
+    [
+        (
+            "**Answer: B**\n\nExplanation: Option A describes the bus, and option C describes the tree behind it.",
+            LETTERS,
+            "B",
+        ),
+        (
+            "The correct answer is B, since option D would require the base to be longer.",
+            LETTERS,
+            "B",
+        ),
+        (
+            "B\n\nThe car is blue. Choice A shows the traffic light; choice C is the colour of the grass.",
+            LETTERS,
+            "B",
+        ),
+        (
+            "The correct answer is **H**. Note that option F would be the cost before the discount.",
+            LETTERS,
+            "H",
+        ),
+        ("I chose option B because option C includes the tax twice.", LETTERS, "B"),
+        (
+            "Answer: B\n\n(Option A would be right if the question asked about the bus.)",
+            LETTERS,
+            "B",
+        ),
+        (
+            "Let's examine each option. Option A: 8 cm would give 3, which is too small. Option B: 12 cm would give",
+            LETTERS,
+            None,
+        ),
+        ("(A) is too small and (C) is too large.", LETTERS, None),
+        (
+            "Let's go through the choices (A), (B), (C) and (D) and compare each ... First,",
+            LETTERS,
+            None,
+        ),
+        ("That's right, the chair is behind you.", SIDES, None),
+        ("The car is parked near the tree.\n\nB", LETTERS, "B"),
+        ("B is correct.", LETTERS, "B"),
+        ("B is the correct answer.", LETTERS, "B"),
+        ("It's B.", LETTERS, "B"),
+        ("Ans: C", LETTERS, "C"),
+        ("Answer - C", LETTERS, "C"),
+        ('The answer is "B".', LETTERS, "B"),
+        ('{"answer": "B"}', LETTERS, "B"),
+        ('```json\n{"reasoning": "x", "answer": "B"}\n```', LETTERS, "B"),
+        ("Answer: [C]", LETTERS, "C"),
+        (r"$\mathbf{C}$", LETTERS, "C"),
+        (r"The answer is \text{D}.", LETTERS, "D"),
+        ("<|begin_of_box|>C<|end_of_box|>", LETTERS, "C"),
+        ("The figure that completes the pattern is E.", LETTERS, "E"),
+        ("At first I thought the answer was A, but after checking it is C.", LETTERS, "C"),
+        ("\u6545\u9009D\u3002", LETTERS, "D"),
+        ("\u56e0\u6b64\uff0c\u9009B\u3002", LETTERS, "B"),
+        ("\u7b54\u6848\u9009C\u3002", LETTERS, "C"),
+        ("\u6240\u4ee5\u7b54\u6848\u662f\uff08C\uff09", LETTERS, "C"),
+        ("\u3010\u7b54\u6848\u3011D", LETTERS, "D"),
+        ("\u6b63\u786e\u7684\u662fB\u9879", LETTERS, "B"),
+        ("B\u3002\u56e0\u4e3a\u4e8c\u6b21\u51fd\u6570\u5f00\u53e3\u5411\u4e0a", LETTERS, "B"),
+        (r"Answer: \( \text{F} \)", LETTERS, "F"),
+        (r"Answer: \( C \)", LETTERS, "C"),
+        (r"**Answer: \( C \)**", LETTERS, "C"),
+        ("sin(C) = 0.8 and so AC is 10.", LETTERS, None),
+        ("The correct option letter is C.", LETTERS, "C"),
+        ("The correct option letter is C: 40\u00b0.", ANGLES, "C"),
+        ("The correct option letter is C. Because angle A would be 25\u00b0", ANGLES, "C"),
+        (
+            'The correct answer is "C." The supply of salmon will stay the same if they decrease',
+            {"A": "decrease", "B": "increase", "C": "stay the same"},
+            "C",
+        ),
+        ("Therefore, the answer is not among the given choices.", COLOURS, None),
+        ("The answer is: Cannot be determined.", YES_NO, None),
+        (r"\boxed{\text{None of the above choices.}}", {"A": "2", "B": "3"}, None),
+        (r"\boxed{-2\pi}", {"A": r"\frac12", "B": "2"}, None),
+        (r"\boxed{2.5}", {"A": "5", "B": "2"}, None),
+        (
+            "Based on the image, the correct choice to replace the question mark would be B.",
+            LETTERS,
+            "B",
+        ),
+        (
+            "The correct answer is **(C) 58**. ... The other options are incorrect. Option (D), 67, is the height",
+            LETTERS,
+            "C",
+        ),
+        (
+            "The diagram that replaces the question mark is B. The other options, A, C and D, do not match",
+            LETTERS,
+            "B",
+        ),
+        ("The shape is blue. Therefore, the correct option is D.", LETTERS, "D"),
+        ("I would go with C.", LETTERS, "C"),
+        ("My choice is B", LETTERS, "B"),
+        ("Option C is correct because it is green", LETTERS, "C"),
+        ("A is incorrect. B is incorrect. C is correct.", LETTERS, "C"),
+        ("Angle C is a right angle, so AB is the hypotenuse.", LETTERS, None),
+        ("C: green", COLOURS, "C"),
+        ("Looks like option C fits best.", LETTERS, None),
+        ("Let me think. A looks wrong. B looks wrong too.", LETTERS, None),
+        ("\u9009\u9879A\u4e0d\u6b63\u786e\uff0c\u9009\u9879B\u6b63\u786e\u3002", LETTERS, "B"),
+        ("A\u4e0d\u6b63\u786e", LETTERS, None),
+        ("\u4e0d\u9009A", LETTERS, None),
+        (r"$\boxed{\textbf{(B)}\ 12}$", LETTERS, "B"),
+        (r"\boxed{B. 12}", LETTERS, "B"),
+        (r"\boxed{B) 12 cm}", LETTERS, "B"),
+        (r"\boxed{\text{Option B}}", LETTERS, "B"),
+        ("The answer is B or C.", LETTERS, None),
+        ("I cannot see the image.", LETTERS, None),
+        ("I'm sorry, I can't help with that.", dict.fromkeys("ABCDEFGHIJ", ""), None),
+        ("A blue car is parked", LETTERS, None),
+        ("Final Answer: The final answer is $\\boxed{D}$. I hope it is correct.", LETTERS, "D"),
+        ("So the answer is (D) 12, not (C) 10.", LETTERS, "D"),
+        ("Since A is 3 and B is 4, the answer is C", LETTERS, "C"),
+        ("Step 1: A + B = C. Step 2: C is 5.", LETTERS, None),
+        ("**Final Answer:**\n\n**C**", LETTERS, "C"),
+        ("The answer is option (c).", LETTERS, "C"),
+        ("answer is c", LETTERS, "C"),
+        ("Option (B)", LETTERS, "B"),
+        ("Choice: D", LETTERS, "D"),
+        ("<answer>\nB\n</answer>", LETTERS, "B"),
+        ("Answer:B", LETTERS, "B"),
+        ("The right option is: D", LETTERS, "D"),
+        ("Correct answer: A", LETTERS, "A"),
+        ("Solution: C", LETTERS, "C"),
+        ("Thus the best match is option E", LETTERS, "E"),
+        ("which matches choice (D).", LETTERS, "D"),
+        ("This corresponds to option B.", LETTERS, "B"),
+        ("Hence, (C).", LETTERS, "C"),
+        ("(C) green", COLOURS, "C"),
+        ("The correct answer is not B but C.", LETTERS, "C"),
+        ("We can eliminate A, B and D, leaving C.", LETTERS, "C"),
+        ("Only C remains.", LETTERS, None),
+        ("C) green because it is leafy", COLOURS, "C"),
+    ],
+)
+def test_an_answer_cue_beats_mentions(
+    text: str, choices: dict[str, str], expected: str | None
+) -> None:
+    assert extract_choice(text, choices)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Both A and C are rotated versions of the object.", "AC"),
+        ("The sequence of the boxes is A, B, C, D, E.", "ABCDE"),
+        ("The correct answers are A and C.", "AC"),
+        ("A, B, C, D", "ABCD"),
+        ("Answer: (A) and (D)", "AD"),
+        (r"\boxed{A, C}", "AC"),
+        ("Options B and D are correct.", "BD"),
+        (
+            "Based on the image, proposals A and B complete the diagrams at the bottom of the page.",
+            "AB",
+        ),
+        ("The answer is A or C", None),
+        ("\u7b54\u6848\uff1aA\u3001C", "AC"),
+        ("\u6545\u9009ABD", "ABD"),
+        ("A and B", "AB"),
+        ('{"answer": ["A","C"]}', "AC"),
+        ("The figures that match are B and E.", "BE"),
+        ("AC", "AC"),
+        ("The answer is ACD.", "ACD"),
+        ("All of A, B and C are correct.", "ABC"),
+    ],
+)
+def test_sets_in_words(text: str, expected: str | None) -> None:
+    letters = extract_choices(text, LETTERS)[0]
+    assert letters == (None if expected is None else frozenset(expected))
+
+
 phrases = st.sampled_from(
     [*WORDS, "(A)", "(B).", "Option C", "is wrong", "not", "B", "answer is D", "so", "\n", "A.", "red apple",
      "or", "and", "except", "I think", "Answer:", "a", "blue car,"]
@@ -164,7 +349,9 @@ texts = st.lists(phrases, max_size=14).map(" ".join)
 def test_the_answer_is_an_option_or_none(text: str, choices: dict[str, str]) -> None:
     letter, rule = extract_choice(text, choices)
     assert rule in RULES
-    assert (letter in choices) if letter is not None else rule in ("ambiguous", "unparsed")
+    assert (
+        (letter in choices) if letter is not None else rule in ("ambiguous", "refused", "unparsed")
+    )
     several, _ = extract_choices(text, choices)
     assert several is None or (several and several <= choices.keys())
 
@@ -186,7 +373,7 @@ def test_markup_and_space_around_the_text_do_not_matter(text: str, frame: str) -
     st.sampled_from(["Answer: {}", "The answer is ({}).", r"\boxed{{{}}}"]),
 )
 def test_a_declaration_at_the_end_wins(text: str, letter: str, form: str) -> None:
-    assert extract_choice(f"{text}.\n{form.format(letter)}", FOUR) == (letter, "declared")
+    assert extract_choice(f"so: {text}.\n{form.format(letter)}", FOUR) == (letter, "declared")
 
 
 @settings(deadline=None)

@@ -48,6 +48,12 @@ def final_answer(text: str) -> str | None:
     return None if "<think>" in text else text
 
 
+def own_part(text: str) -> str:
+    """The text up to where it goes on with another question, as models without an end do."""
+    part = re.split(r"\n\s*(?:#+ *|\*\*)?(?:Question|Human|User|Q|Hint|Problem)\s*\d*\s*:", text)[0]
+    return part if part.strip() else text
+
+
 def declared_answer(text: str) -> tuple[str | None, str]:
     """(answer, rule): the last `answer [is] X`, `\\boxed{X}` or `#### X`, else the whole text."""
     answer = final_answer(text)

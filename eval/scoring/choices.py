@@ -3,14 +3,16 @@
 The rules, in order; the name of the one that fired is returned for auditing:
     unclosed_think  a <think> that never ends: nothing was answered
     bare            the text is a letter and nothing else
-    declared        the last "answer | option | choice [is] [:] X" that is not called wrong; "options A,
-                    B and C" is none
-    ambiguous       such a declaration that names several letters: "answer: A or B"
-                    (from here on lines that list options, "Option A: x", "(B) y", do not count)
-    lead            the text starts with "X) ..." or "X. ..." and no other line does so
-    paren           the last letter in parentheses that nothing around it rules out
-    tail            the text ends in "so | thus | therefore | hence ... X", no negation between
-    text            the text is an option's, or exactly one option's text occurs and none is negated
+    declared        the last phrase that commits to a letter (`cues.py`): "the answer is B", a box, "B is
+                    correct", "I choose B"; an option that is only mentioned or called wrong is none
+    refused         the last such phrase says that no option is right, or that none can be known
+    ambiguous       such a phrase that names several letters: "answer: A or B"
+    last_line       the last line is a letter, or a letter with its option, and no list of options
+    lead            the text starts with "X) ...", "X. ...", "Option X ..." or a line "X", and is no list
+    tail            the last sentence ends in the letter: "so it matches option X."
+    list            (sets only) a text of one sentence names one list of letters: "both A and C turn"
+    paren           a text of one sentence names one letter in parentheses that nothing rules out
+    text            a declared value, a box or the whole text is one option's text
     unparsed        none of these
 """
 
@@ -18,39 +20,28 @@ import itertools
 import re
 from collections.abc import Mapping
 
-from .answers import final_answer
+from .answers import final_answer, normal, own_part
+from .cues import Cue, cues, item, several
+from .markup import CLOSE, OPEN, plain
+from .negation import is_ruled_out
+from .options import (
+    declared_option,
+    equal_option,
+    is_one_sentence,
+    leading_option,
+    only_option,
+    option_texts,
+)
 
-CUE = r"(?:(?i:\b(?:answers?|options?|choices?))|\u7b54\u6848)"
-LINK = (
-    r"\s*(?:(?i:is|are|would be|should be|must be|will be|\u4e3a|\u662f))?\s*[:=\uff1a]?\s*"
-    r"(?:(?i:clearly|definitely|most likely|likely|probably|therefore|thus)\s+)?"
+PRONOUN = re.compile(
+    r"'|\s+(?:think|believe|guess|am|would|will|choose|pick|see|can|cannot|have|do|was)\b"
 )
-PRONOUN = r"(?!'|\s+(?:think|believe|guess|am|would|will|choose|pick|see|can|cannot|have|do|was)\b)"
-"""What must not follow a capital I that is an option's letter."""
-RULED_OUT = (
-    r"\)?[\s:-]*(?i:(?:(?:is|are|was|were|can|could|must|does|do|has|be|been|seems?|looks?|both|"
-    r"all|also|clearly|definitely|obviously|therefore)\s+)+not\b|"
-    r"(?:(?:is|are|was|were|can|could|must|has|be|been|seems?|looks?|both|all|also|clearly|definitely|"
-    r"obviously|therefore)\s+)*"
-    r"(?:cannot|can't|isn't|aren't|wasn't|doesn't|don't|couldn't|never|wrong|incorrect|false|"
-    r"ruled out|eliminated|excluded|impossible|invalid|unlikely)\b)"
+"""What follows a capital I that is no option's letter."""
+NO_ARTICLE = re.compile(
+    r"\s+(?!(?:because|since|as|for|which|is|was|and|or|with|where|due|based|in|on|from|it|the|but|not|if|"
+    r"option|choice|so|that|has|shows?|to|at|by|this|these|there|would|are|since)\b)[a-z]"
 )
-"""What follows a letter that the text rejects."""
-NEGATION = re.compile(
-    r"\b(?:not|no|nor|neither|never|cannot|\w+n't|except|excluding|excludes?|without|unlike|"
-    r"rather than|instead of|other than|(?:all|any|\w+thing) but|rules? out|ruling out|"
-    r"eliminates?|eliminating|rejects?|wrong|incorrect|false)\b",
-    re.IGNORECASE,
-)
-"""What turns a clause against the option that it names."""
-NEAR_WORDS = 3
-LETTER, AND = r"[A-J](?!['\u2019]?[A-Za-z0-9])", r",\s*and|,\s*or|,|and|or|nor|&|/"
-LISTED = (
-    r"\(([A-J])\)[ \t]*([^\n(]+)",
-    r"^[ \t]*([A-J])[.):][ \t]*(\S[^\n]*)",
-    r"(?:^|,|:)[ \t]*([A-J])[:.][ \t]*([^\n,]+)",
-)
-"""How questions list their options: `(A) x`, a line `A. x`, and `A: x, B: y`."""
+"""What follows an A that is an article and no option's letter."""
 
 
 def extract_choice(text: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
@@ -62,11 +53,10 @@ def extract_choice(text: str, choices: Mapping[str, str]) -> tuple[str | None, s
     Raises:
         ValueError: no choices, or a key that is not one capital letter.
     """
-    _check(choices)
-    answer = final_answer(text)
-    if answer is None:
-        return None, "unclosed_think"
-    return _extract(_plain(answer), choices)
+    letters, rule = _read(text, choices, is_set=False)
+    if letters is not None and len(letters) > 1:
+        return None, "ambiguous"
+    return (None if letters is None else letters[0]), rule
 
 
 def extract_choices(text: str, choices: Mapping[str, str]) -> tuple[frozenset[str] | None, str]:
@@ -75,220 +65,219 @@ def extract_choices(text: str, choices: Mapping[str, str]) -> tuple[frozenset[st
     A list is letters run together or separated by commas, slashes, "and" or "&". Where no list is
     declared the rules of `extract_choice` give a set of one.
     """
+    letters, rule = _read(text, choices, is_set=True)
+    return (None if letters is None else frozenset(letters)), rule
+
+
+def _read(text: str, choices: Mapping[str, str], *, is_set: bool) -> tuple[str | None, str]:
+    """(letters as a string without repeats, rule)."""
     _check(choices)
     answer = final_answer(text)
     if answer is None:
         return None, "unclosed_think"
-    answer = _plain(answer)
-    item, several = _items(choices)
-    if re.fullmatch(rf"{several}\s*[.:]?", answer):
-        return _set(answer, choices), "bare"
-    declared = [
-        match[1]
-        for match in re.finditer(rf"{CUE}{LINK}({several})(?!['\u2019]?[A-Za-z0-9])", answer)
-        if not _is_declaration_ruled_out(answer, match.start(), match.end(1))
-    ]
-    if declared:
-        last = rf"{re.escape(declared[-1])}\s*or\s+{item}(?!['\u2019]?[A-Za-z0-9])"
-        if re.search(rf"{CUE}{LINK}{last}", answer):
-            return None, "ambiguous"
-        return _set(declared[-1], choices), "declared"
-    bracketed = rf"\({_any(choices)}\)(?:\s*(?:,\s*and|,|and|&)\s*\({_any(choices)}\))+"
-    listed = [
-        match[0]
-        for match in re.finditer(bracketed, answer)
-        if not _is_ruled_out(answer, match.start(), match.end())
-    ]
-    if listed:
-        return _set(listed[-1], choices), "paren"
-    letter, rule = _extract(answer, choices)
-    return (None if letter is None else frozenset(letter)), rule
-
-
-def options_in(question: str) -> dict[str, str]:
-    """{letter: text} of the options that a question lists, in the forms of LISTED; {} without any.
-
-    A list starts at A and has no gap, so that a stray "B." is none.
-    """
-    for pattern in LISTED:
-        found = {m[1]: m[2].strip(" ,;") for m in re.finditer(pattern, question, re.MULTILINE)}
-        letters = "ABCDEFGHIJ"[: len(found)]
-        if len(found) > 1 and "".join(found) == letters:
-            return found
-    return {}
-
-
-def _plain(text: str) -> str:
-    """`\\boxed{X}` and `<answer>X</answer>` as declarations, and no markup."""
-    text = re.sub(r"<answer>(.*?)</answer>", r" answer is \1 ", text, flags=re.DOTALL)
-    text = re.sub(
-        r"\\boxed\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}|([^{}]*))\s*\}",
-        lambda match: f" answer is {match[1] or match[2] or ''} ",
-        text,
-    )
-    return re.sub(r"[*_`$]", "", text).strip()
-
-
-def _list_items(text: str, choices: Mapping[str, str]) -> list[range]:
-    """Places of lines that list options, as `- Option A: x` or `(A) x`: two or more in a row."""
-    letter = _any(choices)
-    start = r"^[ \t]*(?:[-\u2022][ \t]*)?"
-    item = rf"{start}(?:(?i:options?|choices?)[ \t]+\(?({letter})(?!\w)|\(?({letter})[).:](?!\w))"
-    found = [(m.span(), m[1] or m[2]) for m in re.finditer(item, text, re.MULTILINE)]
-    follows = [ord(b[1]) == ord(a[1]) + 1 for a, b in itertools.pairwise(found)]
-    follows = [False, *follows, False]
-    in_row = [before or after for before, after in itertools.pairwise(follows)]
-    return [range(*span) for (span, _), is_item in zip(found, in_row, strict=False) if is_item]
-
-
-def _extract(text: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
-    bare = re.fullmatch(rf"\(?\s*({_any(choices, lower=True)})\s*[).:]?", text)
+    answer, letters = plain(answer), "".join(choices)
+    bare = _bare(answer, letters, is_set)
     if bare:
-        return bare[1].upper(), "bare"
-    for item in _list_items(text, choices):
-        text = text[: item.start] + "\n" * len(item) + text[item.stop :]
-    found = _declared(text, choices)
-    if found is not None:
-        return found
-    for rule, read in (("lead", _lead), ("paren", _paren), ("tail", _tail), ("text", _by_text)):
-        letter = read(text, choices)
-        if letter is not None:
+        return bare, "bare"
+    answer = _without_lists(answer, letters)
+    for part in dict.fromkeys((own_part(answer), answer)):
+        declared = _declared(part, choices, is_set)
+        if declared is not None:
+            return declared
+    answer = own_part(answer)
+    by_text = declared_option(answer, choices) or leading_option(answer, choices)
+    if by_text:
+        return by_text, "text"
+    for rule, read in (("last_line", _last_line), ("lead", _lead), ("tail", _tail)):
+        letter = read(answer, choices)
+        if letter:
             return letter, rule
-    return None, "unparsed"
+    in_brackets = _paren(answer, letters, is_set)
+    if in_brackets:
+        return in_brackets, "paren"
+    if is_set and (group := _only_list(answer, letters)):
+        return group, "list"
+    by_text = only_option(answer, choices)
+    return (by_text, "text") if by_text else (None, "unparsed")
 
 
-def _declared(text: str, choices: Mapping[str, str]) -> tuple[str | None, str] | None:
-    pattern = rf"{CUE}{LINK}\(?({_any(choices)})(?!['\u2019]?[A-Za-z0-9])"
-    found = [
-        match
-        for match in re.finditer(pattern, text)
-        if not _is_pronoun(match[1], text[match.end() :])
-        and not _is_listing(match[0], text[match.end() :])
-        and not _is_declaration_ruled_out(text, match.start(), match.end())
-    ]
-    if not found:
-        lower = re.findall(rf"{CUE}{LINK}\(?({_any(choices).lower()})\)?\s*\.?\s*$", text)
-        return (lower[-1].upper(), "declared") if lower else None
-    last = found[-1]
-    rest = text[last.end() :]
-    other = re.match(
-        rf"\)?\s*(?:\bor\b|\band\b|/|,|&)\s*\(?({_any(choices)})(?!['\u2019]?[A-Za-z0-9])", rest
-    )
-    if other and not _is_pronoun(other[1], rest[other.end() :]):
+def _bare(text: str, letters: str, is_set: bool) -> str | None:
+    text = text.strip(f" \n\t\"'.:{OPEN}{CLOSE}")
+    if is_set and re.fullmatch(rf"[{letters}]{{2,}}|{several(letters)}", text):
+        return _in_order(text, letters)
+    match = re.fullmatch(rf"[(\[{{\"']*\s*([{letters}{letters.lower()}])\s*[)\]}}\"']*[.:]?", text)
+    return match[1].upper() if match else None
+
+
+def _declared(text: str, choices: Mapping[str, str], is_set: bool) -> tuple[str | None, str] | None:
+    letters = "".join(choices)
+    for cue in reversed(cues(text, dict.fromkeys(letters, "") | option_texts(choices))):
+        if not cue.letters:
+            return None, "refused"
+        if _is_word(cue, text):
+            named = _option_after(text[cue.start :], choices)
+            if named:
+                return named, "declared"
+            continue
+        group = _in_order(cue.letters, letters)
+        if len(group) == 1:
+            return group, "declared"
+        if is_set and not re.search(r"\bor\b|\u6216", cue.letters):
+            return group, "declared"
+        if _is_plural(text, cue):
+            continue
         return None, "ambiguous"
-    letter = _after_article(rest, choices) if last[1] == "A" else None
-    return letter or last[1], "declared"
+    lower = re.findall(
+        rf"(?i:\b(?:answer|option|choice)\b(?:\s+is)?)\s*:?\s*[(\"']*([{letters.lower()}])[)\"']*\s*\.?\s*$",
+        text,
+    ) or re.findall(rf"{OPEN}\s*\(?([{letters.lower()}])\)?\s*{CLOSE}", text)
+    return (lower[-1].upper(), "declared") if lower else None
+
+
+def _is_word(cue: Cue, text: str) -> bool:
+    """Whether the cue's only letter is the article A or the pronoun I."""
+    following = text[cue.end :]
+    if cue.letters == "I":
+        return PRONOUN.match(following) is not None
+    return cue.letters == "A" and NO_ARTICLE.match(following) is not None
+
+
+def _is_plural(text: str, cue: Cue) -> bool:
+    """Whether "options A, B and C" only speaks of several, which commits to none of them."""
+    before = text[: cue.start].rstrip("( ")
+    return (
+        re.search(r"\b(?:options|choices|select|choose|pick|from)$", before, re.IGNORECASE)
+        is not None
+    )
+
+
+def _names_other(following: str, letter: str, choices: Mapping[str, str]) -> bool:
+    """Whether the text right behind a letter is another option's: "(A) no" where A is yes."""
+    head = re.split(r"[.;,](?:\s|$)|\n", following.lstrip(" \t)]}:.\"'"), maxsplit=1)[0]
+    named = equal_option(head, option_texts(choices))
+    return named is not None and named != letter
+
+
+def _option_after(text: str, choices: Mapping[str, str]) -> str | None:
+    """The option whose text begins here, as in "Answer: A blue car"."""
+    start = normal(text)
+    named = [
+        letter
+        for letter, option in option_texts(choices).items()
+        if re.match(rf"{re.escape(option)}(?!\w)", start)
+    ]
+    return named[0] if len(named) == 1 else None
+
+
+def _without_lists(text: str, letters: str) -> str:
+    """The text without the starts of lines that list options, two or more in a row."""
+    start = r"^[ \t]*(?:[-\u2022][ \t]*)?"
+    label = (
+        rf"{start}(?:(?i:option|choice)[ \t]+\(?([{letters}])(?!\w)|\(?([{letters}])[).:](?!\w))"
+    )
+    items = [(m.span(), m[1] or m[2]) for m in re.finditer(label, text, re.MULTILINE)]
+    follows = [ord(b[1]) == ord(a[1]) + 1 for a, b in itertools.pairwise(items)]
+    in_row = [before or after for before, after in itertools.pairwise([False, *follows, False])]
+    for (span, _), is_item in reversed(list(zip(items, in_row, strict=False))):
+        if is_item:
+            text = text[: span[0]] + "\x00" * (span[1] - span[0]) + text[span[1] :]
+    return text
+
+
+def _last_line(text: str, choices: Mapping[str, str]) -> str | None:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    match = re.fullmatch(rf"[-=>\u2192 ]*({item(''.join(choices))})[.:)]*\s*(.*)", lines[-1])
+    if match is None:
+        return None
+    letter, rest = _in_order(match[1], "".join(choices)), normal(match[2])
+    return letter if not rest or rest == option_texts(choices).get(letter) else None
 
 
 def _lead(text: str, choices: Mapping[str, str]) -> str | None:
-    starts = re.findall(rf"^\s*\(?({_any(choices)})[).:]\s+\S", text, re.MULTILINE)
-    lead = re.match(rf"\(?({_any(choices)})[).:]\s+\S", text)
-    if not lead or len(starts) > 1 or _is_ruled_out(text, 0, lead.end() - 1):
+    letters = "".join(choices)
+    if re.match(
+        rf"\([{letters}]\)\s+(?i:is|are|was|has|and|or|nor|would|can|could|does|shows?|to)\b", text
+    ):
+        return None  # (A) is the subject of a sentence
+    match = re.match(
+        rf"(?:(?i:the\s+)?(?i:option|choice|answer)\s+)?({item(letters)})"
+        r"(?:[.:)]+\s+\S|\s*[.:)]*\s*\n|,\s*(?:because|since|as)\b|\s+(?:because|since)\b|\.(?=[^\x00-\x7f]))",
+        text,
+    )
+    if match is None or is_ruled_out(text, 0, match.end(1)):
         return None
-    return lead[1]
-
-
-def _paren(text: str, choices: Mapping[str, str]) -> str | None:
-    found = [
-        match[1]
-        for match in re.finditer(rf"\(({_any(choices)})\)", text)
-        if not _is_ruled_out(text, match.start(), match.end())
-    ]
-    return found[-1] if found else None
+    if match[1] == "A" and text[1:2] == ":" and option_texts(choices):
+        return None  # "A:" is short for "Answer:"
+    letter, others = _in_order(match[1], letters), rf"^[ \t]*{item(letters)}[).:]\s+\S"
+    is_list = len(re.findall(others, text, re.MULTILINE)) > 1
+    return None if is_list or _names_other(text[match.end(1) :], letter, choices) else letter
 
 
 def _tail(text: str, choices: Mapping[str, str]) -> str | None:
-    letter = _any(choices)
-    cue = r"\b(?:so|thus|therefore|hence)\b"
-    found = re.search(rf"{cue}([^.\n]*?)\b({letter})\s*[.)]?\s*$", text)
-    if found is None or _turns(found[1]) or re.search(rf"\b{letter}\b", found[1]):
+    """The letter that ends the last sentence, in brackets, after a noun or after a concluding word."""
+    letters, has_texts = "".join(choices), bool(option_texts(choices))
+    sentence = re.split(r"(?<=[.!?])\s+|\n", text.strip())[-1]
+    nouns = (
+        "option|choice|answer"
+        if has_texts
+        else "option|choice|answer|figure|image|diagram|letter|is|be"
+    )
+    cue = rf"(?i:\b(?:so|thus|therefore|hence|but|{nouns})\b|=>|\u2192)[\s:,]*"
+    match = re.search(rf"(?:{cue}|(?=[(\[]))({item(letters)})\s*[.!)\"']*$", sentence)
+    if match is None:
         return None
-    return found[2]
-
-
-def _by_text(text: str, choices: Mapping[str, str]) -> str | None:
-    """Options of one letter are left out: "a" is an article and "B" the name of another option."""
-    options = {
-        letter: plain.casefold()
-        for letter, plain in ((key, _plain(option)) for key, option in choices.items())
-        if plain and not re.fullmatch(r"[A-Za-z]", plain)
-    }
-    text = text.casefold()
-    whole = [letter for letter, option in options.items() if option == text.strip(" .")]
-    if len(whole) == 1:
-        return whole[0]
-    places = {
-        letter: [m.start() for m in re.finditer(rf"(?<!\w){re.escape(option)}(?!\w)", text)]
-        for letter, option in options.items()
-    }
-    named = [letter for letter, starts in places.items() if starts]
-    if len(named) != 1 or any(_turns(_clause(text[:at])) for at in places[named[0]]):
-        return None
-    return named[0]
-
-
-def _clause(text: str) -> str:
-    """What stands at the end of a text in the same clause."""
-    return re.split(r"[.,;:!?\n]|\b(?:so|thus|therefore|hence|because|since|then)\b", text)[-1]
-
-
-def _is_ruled_out(text: str, start: int, end: int) -> bool:
-    """Whether the clause before a letter negates it, or what follows (after a list of letters) does."""
-    before = re.sub(rf"(?:\(?{LETTER}\)?\s*(?:{AND})\s*\(?)+$", "", text[:start])
-    return _turns(_clause(before)) or _is_called_wrong(text[end:])
-
-
-def _is_declaration_ruled_out(text: str, start: int, end: int) -> bool:
-    """As `_is_ruled_out`, but only the last words before "answer" count: "I do not think the answer is"."""
-    words = _clause(text[:start]).split()[-NEAR_WORDS:]
-    return _turns(" ".join(words)) or _is_called_wrong(text[end:])
-
-
-def _is_called_wrong(rest: str) -> bool:
-    joined = re.match(rf"(?:\)?\s*(?:{AND})\s*\(?{LETTER})*", rest)
-    return re.match(RULED_OUT, rest[joined.end() if joined else 0 :]) is not None
-
-
-def _turns(before: str) -> bool:
-    """Whether a clause turns against what follows it; the "but" of "not A but B" turns back."""
-    after_but = re.split(r"(?<!all )(?<!thing )(?<!any )\bbut\b", before, flags=re.IGNORECASE)[-1]
-    return NEGATION.search(after_but) is not None
-
-
-def _is_pronoun(letter: str, rest: str) -> bool:
-    return letter == "I" and re.match(PRONOUN, rest) is None
-
-
-def _is_listing(match: str, rest: str) -> bool:
-    """Whether "options A, B and C" speaks of several, which declares none of them."""
-    is_plural = re.match(r"(?i:answers|options|choices)\b", match) is not None
-    return is_plural and re.match(rf"\)?\s*(?:{AND})\s*\(?{LETTER}", rest) is not None
-
-
-def _after_article(rest: str, choices: Mapping[str, str]) -> str | None:
-    """The option whose text follows "A" as in "Answer: A blue car", if there is one."""
-    found = [
-        letter
-        for letter, option in choices.items()
-        if option.strip()
-        and re.match(rf"\s+{re.escape(_plain(option))}(?!\w)", rest, re.IGNORECASE)
+    before = sentence[: match.start(1)]
+    others = [
+        one
+        for one in re.finditer(
+            rf"(?<![A-Za-z0-9'])[{letters}](?![A-Za-z0-9']|(?<=[AI]) [a-z])", before
+        )
+        if not is_ruled_out(before, one.start(), one.end())
     ]
-    return found[0] if len(found) == 1 else None
+    if others or is_ruled_out(sentence, match.start(1), match.end(1)):
+        return None
+    return _in_order(match[1], letters)
 
 
-def _items(choices: Mapping[str, str]) -> tuple[str, str]:
-    """Patterns of one letter, brackets optional, and of a list of them."""
-    item = rf"\(?\s*{_any(choices)}\s*\)?"
-    return item, rf"{item}(?:(?:\s*[,;/&]\s*(?:and\s+)?|\s+and\s+|\s*){item})*"
+def _paren(text: str, letters: str, is_set: bool) -> str | None:
+    """Of a text of one sentence: its letters in parentheses that nothing rules out."""
+    if not is_one_sentence(text):
+        return None
+    named = [
+        match[1]
+        for match in re.finditer(rf"(?<!\w)\(([{letters}])\)", text)
+        if not is_ruled_out(text, match.start(), match.end())
+    ]
+    group = "".join(dict.fromkeys(named))
+    return group if len(group) == 1 or (is_set and group) else None
 
 
-def _any(choices: Mapping[str, str], *, lower: bool = False) -> str:
-    letters = "".join(choices)
-    return f"[{letters}{letters.lower()}]" if lower else f"[{letters}]"
+def _only_list(text: str, letters: str) -> str | None:
+    """Of a text of one sentence: the letters of its only list, where it names no others."""
+    if not is_one_sentence(text):
+        return None
+    groups = [
+        match
+        for match in re.finditer(several(letters), text)
+        if len(_in_order(match[0], letters)) > 1 or not _is_article(text, match.end(), match[0])
+    ]
+    if len(groups) != 1 or re.search(r"\bor\b", groups[0][0]):
+        return None
+    group = _in_order(groups[0][0], letters)
+    if len(group) < 2 or is_ruled_out(text, groups[0].start(), groups[0].end()):
+        return None
+    return group
 
 
-def _set(text: str, choices: Mapping[str, str]) -> frozenset[str]:
-    return frozenset(re.findall(_any(choices), text))
+def _is_article(text: str, end: int, letter: str) -> bool:
+    return letter in "AI" and re.match(r"\s+[a-z]", text[end:]) is not None
+
+
+def _in_order(text: str, letters: str) -> str:
+    """The letters of a text, each once, in its order."""
+    return "".join(dict.fromkeys(re.findall(rf"[{letters}]", re.sub(r"\b(?:and|or)\b", "", text))))
 
 
 def _check(choices: Mapping[str, str]) -> None:

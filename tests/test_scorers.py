@@ -324,7 +324,7 @@ PROGRAM = "{completion}\n\nassert add(2, 3) == 5\n"
             "import os\nassert not os.listdir('.')\nos.environ['SECRET']",
             "KeyError",
         ),
-        ("import sys\nsys.exit(3)", "exit status 3"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3"),
     ],
 )
 def test_code_runs_within_limits(code: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:

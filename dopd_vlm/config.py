@@ -49,6 +49,8 @@ class ModelConfig:
     """Run Python from the model folder; off unless you trust its author."""
     load_in: Literal["full", "4bit", "8bit"] = "full"
     """Quantised weights through bitsandbytes (teacher only, GPU)."""
+    eos_token_ids: list[int] | None = None
+    """Ids that end a completion; null takes those of the checkpoint's generation_config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)

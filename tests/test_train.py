@@ -90,9 +90,11 @@ def test_a_run_interrupted_before_an_evaluation_makes_it_up(models, tmp_path):
     assert len({(m["step"], m["uid"]) for m in maps}) == len(maps)
 
 
-def interrupt_at(config: RunConfig, step: int) -> None:
+def interrupt_at(config: RunConfig, step: int, samples=None) -> None:
     """A run that gets SIGINT during the given step."""
-    seen = {"steps": -min(NUM_PROBES, len(SAMPLES))}  # the probes are read before the first step
+    seen = {
+        "steps": -min(NUM_PROBES, len(samples or SAMPLES))
+    }  # the probes are read before the first step
 
     def evaluate(student, at, is_last, *, teacher):
         return {}
@@ -104,7 +106,7 @@ def interrupt_at(config: RunConfig, step: int) -> None:
                 os.kill(os.getpid(), signal.SIGINT)
             return super().__getitem__(index)
 
-    result = train(config, Rows(SAMPLES), evaluate=evaluate)
+    result = train(config, Rows(samples or SAMPLES), evaluate=evaluate)
     assert result.interrupted and result.step == step
 
 

@@ -1,5 +1,7 @@
 """Load the student, the frozen teacher and their processors; check that their vocabularies agree."""
 
+import json
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from dopd_vlm.config import LoraConfig, ModelConfig
 from dopd_vlm.models.encoder import Encoder
 from dopd_vlm.models.families import Family, family_of, is_visual
 from dopd_vlm.routed_loss import Head
+
+ADAPTER_FILE = "adapter_config.json"
+"""What tells a folder of LoRA adapters from one of whole weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,8 @@ def load_policy(
     Raises ValueError when the folder is absent, holds no safetensors, or has no chat template.
     """
     path = existing(config.path)
+    if (Path(path) / ADAPTER_FILE).is_file():
+        return _load_adapted(config, Path(path), device=device, trainable=trainable)
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     try:
         architecture = AutoConfig.from_pretrained(path, **options)
@@ -127,7 +134,25 @@ def load_policy(
     if config.load_in == "full":
         model.to(torch.device(device))  # type: ignore[arg-type]
     model.requires_grad_(trainable)
+    if config.eos_token_ids is not None:
+        model.generation_config.eos_token_id = list(config.eos_token_ids)
     return Policy(model=disable_dropout_(model).eval(), processor=processor, path=config.path)
+
+
+def _load_adapted(
+    config: ModelConfig, folder: Path, *, device: str | torch.device, trainable: bool
+) -> Policy:
+    """The base model that an adapter folder names, with the adapters merged into its weights (extra `peft`)."""
+    from peft import PeftModel  # type: ignore[import-not-found]
+
+    base = json.loads((folder / ADAPTER_FILE).read_text())["base_model_name_or_path"]
+    try:
+        policy = load_policy(replace(config, path=base), device=device, trainable=False)
+    except ValueError as error:
+        raise ValueError(f"{config.path!r} holds adapters of {base!r}: {error}") from error
+    merged = PeftModel.from_pretrained(policy.model, str(folder)).merge_and_unload()
+    merged.requires_grad_(trainable)
+    return replace(policy, model=merged.eval(), path=config.path)
 
 
 def auto_class(config: PretrainedConfig) -> Any:
@@ -182,8 +207,18 @@ def add_lora(policy: Policy, config: LoraConfig, checkpoint: Path | None = None)
 def check_vocabularies(student: Policy, teacher: Policy) -> None:
     """Raise ValueError unless both tokenizers map the same tokens to the same ids.
 
-    Head widths may differ by padding.
+    Head widths may differ by padding. Warns where the teacher ends its turns with tokens that the student does
+    not stop at (a Base student of an Instruct teacher): completions would run on behind them.
     """
+    missing = sorted(set(teacher.eos_ids) - set(student.eos_ids))
+    if missing:
+        names = teacher.tokenizer.convert_ids_to_tokens(missing)
+        every = sorted({*student.eos_ids, *missing})
+        warnings.warn(
+            f"the teacher {teacher.path!r} ends completions with {', '.join(names)}, where the student "
+            f"{student.path!r} goes on: set student.eos_token_ids={every}",
+            stacklevel=2,
+        )
     ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if ours == theirs:
         return

@@ -21,7 +21,7 @@ from dopd_vlm.models.policy import (
     load_policy,
     output_head,
 )
-from dopd_vlm.training.checkpoint import last_checkpoint, load_trainer_
+from dopd_vlm.training.checkpoint import AVERAGE, last_checkpoint, load_trainer_
 from dopd_vlm.training.state import TrainState
 
 
@@ -102,12 +102,16 @@ def load_self_target(
         return None
     if chosen.self_target == "live":
         return student
-    if config.lora.rank:
+    is_average = chosen.self_target == "ema"
+    average = checkpoint / AVERAGE if checkpoint and is_average else None
+    if not config.lora.rank:
+        source = replace(config.student, path=str(average or config.student.path))
+        return load_policy(source, device=student.device, trainable=False, like=student)
+    # Fresh adapters change nothing: the first student is the model without any.
+    first = load_policy(config.student, device=student.device, trainable=False, like=student)
+    if not is_average:
+        return first
+    if average is None:
         return replace(student, model=copy.deepcopy(student.model).requires_grad_(False))
-    average = (
-        checkpoint / "trainer" / "self_target"
-        if checkpoint and chosen.self_target == "ema"
-        else None
-    )
-    source = replace(config.student, path=str(average or config.student.path))
-    return load_policy(source, device=student.device, trainable=False, like=student)
+    adapted = add_lora(first, config.lora, average)
+    return replace(adapted, model=adapted.model.requires_grad_(False))

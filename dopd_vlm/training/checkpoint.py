@@ -17,6 +17,8 @@ from dopd_vlm.jsonl import replacing
 from dopd_vlm.training.state import TrainState
 
 LINK = "checkpoint"
+AVERAGE = Path("trainer") / "self_target"
+"""Weights of an ema self-target, inside a checkpoint."""
 
 
 def save_checkpoint(state: TrainState, run_dir: Path) -> Path:
@@ -45,7 +47,7 @@ def _write(state: TrainState, folder: Path) -> None:
     trainer = folder / "trainer"
     trainer.mkdir()
     if state.config.method.self_target == "ema" and state.self_target is not None:
-        state.self_target.model.save_pretrained(trainer / "self_target", safe_serialization=True)
+        state.self_target.model.save_pretrained(folder / AVERAGE, safe_serialization=True)
     torch.save(
         {
             "step": state.step,

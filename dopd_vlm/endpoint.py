@@ -1,4 +1,4 @@
-"""Chat requests to an OpenAI-compatible endpoint: many at once, paced, repeated when that can help.
+"""Chat requests to OpenAI-compatible endpoints: many at once, paced, repeated when that can help.
 
 Errors fall in three classes: what passes by itself is repeated (429, 5xx, time-outs, refused and
 broken connections, bodies that are no chat completion), what is wrong with one request concerns
@@ -7,11 +7,12 @@ that request (400, 413, 422), and what is wrong with the set-up stops everything
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from dopd_vlm.types import Message
 
@@ -28,9 +29,11 @@ class Endpoint:
     url: str
     """Base address, up to and including `/v1`."""
     model: str
+    more_urls: tuple[str, ...] = ()
+    """Further servers of the same model; each request goes to the one with the fewest under way."""
     api_key: str | None = field(default=None, repr=False)
     max_concurrent: int = 16
-    """Requests under way at once."""
+    """Requests under way at once, on all servers together."""
     requests_per_minute: float | None = None
     """Requests started per minute, repeats included; None is no limit."""
     timeout_s: float = 120.0
@@ -42,13 +45,19 @@ class Endpoint:
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint {self.url!r} must start with http:// or https://")
+        for url in self.urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"endpoint {url!r} must start with http:// or https://")
         for name in ("max_concurrent", "timeout_s", "max_tokens"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.requests_per_minute is not None and self.requests_per_minute <= 0:
             raise ValueError(f"requests_per_minute must be above 0, got {self.requests_per_minute}")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Every server's address."""
+        return (self.url, *self.more_urls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +83,22 @@ class SetupError(ValueError):
     """Address, key or model name is wrong: no request can succeed."""
 
 
+class PassingError(Exception):
+    """One try failed in a way that may pass; `wait_s` is the pause that the endpoint asked for."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+@dataclass
+class _Server:
+    url: str
+    under_way: int = 0
+    failures: int = 0
+    """Tries without a connection since the last one with it."""
+
+
 class Client:
     """Asks an endpoint; to be used as `async with Client(endpoint) as client`."""
 
@@ -83,6 +108,7 @@ class Client:
         self._random = random.Random(seed)
         self._places = asyncio.Semaphore(endpoint.max_concurrent)
         self._next_start = 0.0
+        self._servers = [_Server(url) for url in endpoint.urls]
         key = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
         limits = httpx.Limits(max_connections=endpoint.max_concurrent)
         self._http = httpx.AsyncClient(headers=key, timeout=endpoint.timeout_s, limits=limits)
@@ -93,54 +119,85 @@ class Client:
     async def __aexit__(self, *error: object) -> None:
         await self._http.aclose()
 
-    async def ask(self, messages: Sequence[Message], **fields: Any) -> Reply:
+    async def ask(
+        self,
+        messages: Sequence[Message],
+        *,
+        prepare: Callable[[Sequence[Message]], Awaitable[Sequence[Message]]] | None = None,
+        **fields: Any,
+    ) -> Reply:
         """The model's reply; `fields` go into the request's body, in place of the endpoint's own.
+
+        A request has one of the `max_concurrent` places while it is prepared and answered, not while
+        it waits to be repeated. `prepare` makes the messages as they travel; what it makes is held
+        no longer than a try takes.
 
         Raises:
             GaveUpError: it failed `max_repeats` + 1 times; the message has the last reason.
             RejectedError: the endpoint refuses this request.
             SetupError: the endpoint refuses every request.
         """
-        body = {
-            "model": self.endpoint.model,
-            "messages": list(messages),
-            "max_tokens": self.endpoint.max_tokens,
-            "temperature": self.endpoint.temperature,
-            "stream": False,
-            **fields,
-        }
-        found: Reply | str = ""
-        async with self._places:
-            for repeat in range(self.endpoint.max_repeats + 1):
-                found, wait_s = await self._try(body)
-                if isinstance(found, Reply):
-                    return found
-                if repeat < self.endpoint.max_repeats:
-                    self.num_repeats += 1
-                    await asyncio.sleep(wait_s or self._wait_s(repeat))
-        raise GaveUpError(f"{self.endpoint.url}: {found} ({self.endpoint.max_repeats + 1} times)")
-
-    async def _try(self, body: Mapping[str, Any]) -> tuple[Reply | str, float | None]:
-        """(the reply or why there is none, the pause the endpoint asks for)."""
-        await self._pace()
+        tries = self.endpoint.max_repeats + 1
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(PassingError),
+            stop=stop_after_attempt(tries),
+            wait=self._wait_s,
+            before_sleep=self._count_repeat,
+            reraise=True,
+        )
         try:
-            response = await self._http.post(f"{self.endpoint.url}/chat/completions", json=body)
-        except httpx.TimeoutException:
-            return f"no answer within {self.endpoint.timeout_s:g} s", None
+            return await retrying(self._ask_once, messages, prepare, fields)
+        except PassingError as error:
+            raise GaveUpError(f"{self.endpoint.url}: {error} ({tries} times)") from error
+
+    async def _ask_once(
+        self,
+        messages: Sequence[Message],
+        prepare: Callable[[Sequence[Message]], Awaitable[Sequence[Message]]] | None,
+        fields: Mapping[str, Any],
+    ) -> Reply:
+        async with self._places:
+            turns = await prepare(messages) if prepare else messages
+            body = {
+                "model": self.endpoint.model,
+                "messages": list(turns),
+                "max_tokens": self.endpoint.max_tokens,
+                "temperature": self.endpoint.temperature,
+                "stream": False,
+                **fields,
+            }
+            await self._pace()
+            server = min(self._servers, key=lambda one: (one.failures, one.under_way))
+            server.under_way += 1
+            try:
+                return await self._post(server, body)
+            finally:
+                server.under_way -= 1
+
+    async def _post(self, server: _Server, body: Mapping[str, Any]) -> Reply:
+        try:
+            response = await self._http.post(f"{server.url}/chat/completions", json=body)
+        except httpx.TimeoutException as error:
+            raise PassingError(f"no answer within {self.endpoint.timeout_s:g} s") from error
         except httpx.TransportError as error:
-            return f"no connection: {error or type(error).__name__}", None
+            server.failures += 1
+            raise PassingError(f"no connection: {error or type(error).__name__}") from error
+        server.failures = 0
         status = response.status_code
         if status == 200:
-            return _reply(response), None
+            return _reply(response)
         reason = f"status {status}: {response.text[:300].strip()}"
         if status in SETUP_ERRORS:
             raise SetupError(
-                f"{self.endpoint.url} refuses model {self.endpoint.model!r}: {reason}; "
+                f"{server.url} refuses model {self.endpoint.model!r}: {reason}; "
                 "check the address (up to /v1), the key and the model's name"
             )
         if status in REQUEST_ERRORS:
             raise RejectedError(reason)
-        return reason, _retry_after(response)
+        raise PassingError(reason, _retry_after(response))
+
+    def _count_repeat(self, _: RetryCallState) -> None:
+        self.num_repeats += 1
 
     async def _pace(self) -> None:
         """Waits for this request's turn under `requests_per_minute`."""
@@ -151,13 +208,21 @@ class Client:
         self._next_start = start + 60 / self.endpoint.requests_per_minute
         await asyncio.sleep(start - now)
 
-    def _wait_s(self, repeat: int) -> float:
-        longest = min(MAX_WAIT_S, self.endpoint.first_wait_s * 2**repeat)
+    def _wait_s(self, state: RetryCallState) -> float:
+        """The pause that the endpoint asks for, else a random one that doubles with each repeat."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, PassingError) and error.wait_s:
+            return error.wait_s
+        longest = min(MAX_WAIT_S, self.endpoint.first_wait_s * 2 ** (state.attempt_number - 1))
         return longest * self._random.uniform(0.5, 1)
 
 
-def _reply(response: httpx.Response) -> Reply | str:
-    """The reply in a chat completion; a reason when the body is none, as a proxy's page is."""
+def _reply(response: httpx.Response) -> Reply:
+    """The reply in a chat completion.
+
+    Raises:
+        PassingError: the body is none, as a proxy's page is.
+    """
     try:
         data = response.json()
         choice, usage = data["choices"][0], data.get("usage") or {}
@@ -170,8 +235,9 @@ def _reply(response: httpx.Response) -> Reply | str:
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
         )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return f"the body is no chat completion: {response.text[:200]!r}"
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        reason = f"the body is no chat completion: {response.text[:200]!r}"
+        raise PassingError(reason) from error
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -22,8 +22,12 @@ def to_line(record: Mapping[str, Any]) -> str:
     return (line if line.isascii() or _is_utf8(line) else json.dumps(record)) + "\n"
 
 
-def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
+def append_lines(
+    path: Path, records: Iterable[Mapping[str, Any]], *, sync: bool = True
+) -> list[tuple[int, int]]:
     """Appends the records and waits until the disk has them; one writer a file.
+
+    Without `sync` it does not wait: the lines survive a kill of the process, not a loss of power.
 
     Returns (offset, size) in bytes of each line, its end left out. Makes the file and its folder.
     """
@@ -36,7 +40,8 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> list[tuple
             offset += len(line)
         file.write(b"".join(lines))
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
     return places
 
 

@@ -5,7 +5,7 @@ returns the same Results and the first one writes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from rich.progress import Progress
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.distributed import process_state
 from dopd_vlm.endpoint import Endpoint
+from dopd_vlm.errors import unknown
 from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.types import Sample, ViewName
 
 from .benchmarks.benchmark import Benchmark, Generation, load_benchmark
-from .completions.endpoint import endpoint_generator, endpoint_name
-from .completions.generators import Completion, Generate, halving, local_generator
-from .completions.records import finished, scored, stored
+from .completions.complete import Source, complete_all
+from .completions.endpoint import IMAGE_FORMATS, endpoint_ask, endpoint_name
+from .completions.generators import Generate, halving, local_generator
+from .completions.records import scored
 from .completions.requests import (
-    Request,
     digest,
     image_settings,
     make_requests,
@@ -36,18 +37,6 @@ from .results.results import Results, write_results
 from .scorers import row_scorer
 
 VIEWS: tuple[ViewName, ...] = ("plain", "privileged")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where completions come from, and what their hashes and the results file say about it."""
-
-    complete: Generate
-    name: str
-    fingerprint: str
-    makes_whole_batches: bool = True
-    """Whether an answer depends on the others of its batch, as in a model's padded arithmetic."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +70,7 @@ def evaluate(
     seed: int = 0,
     generate: Generate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    image_format: str = "png",
     progress: Progress | None = None,
 ) -> Results:
     """Scores of a model on a benchmark in one view.
@@ -98,6 +88,7 @@ def evaluate(
         seed: of sampled completions; greedy ones do not depend on it.
         generate: makes completions in place of the local model, which is then only a name.
         template_kwargs: given to the chat template.
+        image_format: how images travel to an endpoint, `png` (every pixel) or `jpeg`.
         progress: a running rich display to add a bar to.
 
     Raises:
@@ -114,7 +105,7 @@ def evaluate(
         seed=seed,
         num_samples=len(samples or ()),
     )
-    source = _source(model, generate, template_kwargs, process_state())
+    source = _source(model, generate, template_kwargs, image_format, process_state())
     return _run(job, source, Path(out) if out else None, batch_size, progress)
 
 
@@ -132,7 +123,16 @@ def _run(
         seed=job.seed,
     )
     mine = [r for r in requests if r.doc_id % state.num_processes == state.process_index]
-    completions = _complete(mine, job, source, batch_size, store, progress)
+    completions = complete_all(
+        source,
+        mine,
+        job.generation,
+        seed=job.seed,
+        batch_size=batch_size,
+        store=store,
+        progress=progress,
+        title=job.title,
+    )
     count = row_scorer(job.task.answer_type, job.task.scorer)
     records = [scored(r, job.samples[r.doc_id], completions[r.key], count, job.view) for r in mine]
     if state.num_processes > 1:
@@ -157,10 +157,11 @@ def _source(
     model: str | Policy | Endpoint,
     generate: Generate | None,
     template_kwargs: Mapping[str, Any] | None,
+    image_format: str,
     state: PartialState,
 ) -> Source:
     if isinstance(model, Endpoint):
-        return _remote(model, template_kwargs)
+        return _remote(model, template_kwargs, image_format)
     if generate is not None:
         name = model if isinstance(model, str) else model.path
         return Source(complete=halving(generate), name=name, fingerprint=digest(name))
@@ -178,63 +179,20 @@ def _source(
     )
 
 
-def _remote(endpoint: Endpoint, template_kwargs: Mapping[str, Any] | None) -> Source:
+def _remote(
+    endpoint: Endpoint, template_kwargs: Mapping[str, Any] | None, image_format: str
+) -> Source:
+    if image_format not in IMAGE_FORMATS:
+        raise unknown("image format", image_format, IMAGE_FORMATS)
     name, kwargs = endpoint_name(endpoint), dict(template_kwargs or {})
+    # JPEG changes pixels; as long as none changes, earlier answers stay valid.
+    changed = [] if image_format == "png" else [image_format]
     return Source(
-        complete=endpoint_generator(endpoint, kwargs),
+        ask=endpoint_ask(endpoint, kwargs, image_format),
         name=name,
-        fingerprint=digest([name, kwargs]),
-        makes_whole_batches=False,
-        settings={"template_kwargs": kwargs},
+        fingerprint=digest([name, kwargs, *changed]),
+        settings={"template_kwargs": kwargs, "image_format": image_format},
     )
-
-
-def _complete(
-    requests: Sequence[Request],
-    job: Job,
-    source: Source,
-    batch_size: int,
-    store: SampleStore | None,
-    progress: Progress | None,
-) -> dict[str, Completion]:
-    """Key -> completion of all requests; what the store holds is not made again.
-
-    Batches hold prompts of like length, the longest first: memory runs out at once or never, and
-    the time left is not promised too short. They are a function of the requests alone, each seeded
-    by its first key: a batch that was half written is made anew, and comes out the same.
-    """
-    done = finished(store.finished()) if store else {}
-    order = sorted(requests, key=lambda r: (-_size(r), r.doc_id, r.sample_idx))
-    bar = progress.add_task(job.title, total=len(requests)) if progress else None
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        missing = [r for r in batch if r.key not in done]
-        if missing:
-            asked = batch if source.makes_whole_batches else missing
-            batch_seed = int(asked[0].key[:12], 16) + job.seed
-            made = source.complete([r.messages for r in asked], job.generation, batch_seed)
-            fresh = {r.key: found for r, found in zip(asked, made, strict=True)}
-            done.update({r.key: fresh[r.key] for r in missing})
-            if store is not None:
-                store.append([stored(r, fresh[r.key]) for r in missing])
-        if progress is not None and bar is not None:
-            progress.advance(bar, len(batch))
-    return done
-
-
-def _size(request: Request) -> int:
-    """What orders prompts by length without tokenizing them: pixels over 400 plus characters."""
-    size = 0
-    for turn in request.messages:
-        blocks = (
-            turn["content"] if isinstance(turn["content"], list) else [{"text": turn["content"]}]
-        )
-        for block in blocks:
-            image = block.get("image")
-            size += (
-                len(block.get("text", "")) if image is None else image.width * image.height // 400
-            )
-    return size
 
 
 def _settings(job: Job, source: Source) -> dict[str, Any]:
@@ -255,11 +213,8 @@ def _settings(job: Job, source: Source) -> dict[str, Any]:
 
 def _checked_settings(generation: Mapping[str, Any]) -> Mapping[str, Any]:
     known = set(asdict(Generation()))
-    unknown = sorted(generation.keys() - known)
-    if unknown:
-        raise ValueError(
-            f"unknown generation settings {unknown}; known: {', '.join(sorted(known))}"
-        )
+    for name in generation.keys() - known:
+        raise unknown("generation setting", name, sorted(known))
     return generation
 
 

@@ -206,13 +206,20 @@ def _add_files(command: argparse.ArgumentParser) -> None:
 
 def _add_endpoint(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("a model behind an OpenAI-compatible endpoint").add_argument
-    add("--endpoint", metavar="URL", help="address up to /v1; the key is read from $OPENAI_API_KEY")
+    add(
+        "--endpoint",
+        nargs="+",
+        metavar="URL",
+        help="address up to /v1, or several of servers that share the work; the key is read from "
+        "$OPENAI_API_KEY",
+    )
     add(
         "--model",
         help="its name there, the only one served when left out; with --export the name that the other "
         "program knows the model by",
     )
     add("--concurrent", type=int, default=16, help="requests under way at once")
+    add("--image-format", default="png", help="png keeps every pixel, jpeg travels faster")
     add("--timeout", type=float, default=600.0, help="seconds to wait for one answer")
     add("--repeats", type=int, default=6, help="how often a request that failed is repeated")
 

@@ -1,5 +1,6 @@
 """An endpoint as a model: a scripted server on loopback, and a real one in the slow test."""
 
+import asyncio
 import base64
 import io
 import json
@@ -21,7 +22,7 @@ from dopd_vlm.data.embedded.sets import embedded_model, embedded_rows
 from dopd_vlm.data.views import make_samples
 from dopd_vlm.endpoint import Endpoint
 from dopd_vlm.eval.benchmarks.benchmark import Benchmark, Generation, load_benchmark
-from dopd_vlm.eval.completions.endpoint import decoding_fields, wire_messages
+from dopd_vlm.eval.completions.endpoint import ImageUris, decoding_fields
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.models.policy import load_policy
 from dopd_vlm.types import Sample, View
@@ -183,11 +184,19 @@ def test_what_no_request_can_pass_stops_with_a_message() -> None:
         ask(url, max_repeats=0)
 
 
+async def wire(messages: list, image_format: str) -> list:
+    uris = ImageUris(image_format)
+    try:
+        return await uris.wire_messages(messages)
+    finally:
+        uris.close()
+
+
 def test_pictures_travel_as_they_are_and_seeds_differ() -> None:
     picture = tiny.picture(9, 7)
     turns = [{"role": "user", "content": [{"type": "image", "image": picture},
                                           {"type": "text", "text": "what?"}]}]  # fmt: skip
-    (turn,) = wire_messages(turns)
+    (turn,) = asyncio.run(wire(turns, "png"))
     head, _, data = turn["content"][0]["image_url"]["url"].partition(",")
     assert head == "data:image/png;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == picture.tobytes()

@@ -307,7 +307,7 @@ def test_bad_input_is_named() -> None:
         evaluate("fake", TASK, samples=[], generate=Fake())
     with pytest.raises(ValueError, match="uid 'q0'"):
         evaluate("fake", TASK, samples=[*samples(1), *samples(1)], generate=Fake())
-    with pytest.raises(ValueError, match="unknown generation settings"):
+    with pytest.raises(ValueError, match="unknown generation setting"):
         run(generation={"temprature": 1})
 
 
@@ -339,7 +339,7 @@ SHARED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from dopd_vlm.models.policy import process_state
+from dopd_vlm.distributed import process_state
 import test_harness as t
 fake = t.Fake()
 found = t.run(Path(sys.argv[2]), generate=fake, batch_size=3)

@@ -5,48 +5,65 @@ rates of unread answers, and asked for again by a second run in the same folder.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import httpx
+from PIL import Image
 
 from dopd_vlm.data_uri import image_uri
 from dopd_vlm.endpoint import Client, Endpoint, GaveUpError, RejectedError
 from dopd_vlm.types import Message
 
 from ..benchmarks.benchmark import Generation
-from .generators import FAILED, Completion, Generate
+from .generators import FAILED, Completion
+from .requests import Request
+
+IMAGE_FORMATS: dict[str, dict[str, Any]] = {"png": {"compress_level": 1}, "jpeg": {"quality": 92}}
+"""How images travel: Pillow's options of each format. PNG keeps every pixel; JPEG is seven times smaller."""
+HELD_BYTES = 512 << 20
+"""Encoded images kept for further questions about them."""
+UNCHANGED = {
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+}  # fmt: skip
+"""Settings that are not sent while they have these values, since some servers reject them."""
+Ask = Callable[[Sequence[Request], Generation, Callable[[Request, Completion], None]], None]
+"""(requests, decoding settings, what is told each completion as it comes) -> when all have come."""
 
 
-def endpoint_generator(
-    endpoint: Endpoint, template_kwargs: Mapping[str, Any] | None = None
-) -> Generate:
-    """Completions of the endpoint's model; a batch is asked for at once, as far as it allows.
+def endpoint_ask(
+    endpoint: Endpoint,
+    template_kwargs: Mapping[str, Any] | None = None,
+    image_format: str = "png",
+) -> Ask:
+    """Completions of the endpoint's model, `max_concurrent` requests at any time and no batches.
 
     `template_kwargs` travel as `chat_template_kwargs`, which vLLM, SGLang and transformers know.
 
-    The server renders the prompts, so `Completion.prompt` is empty. Sampled completions carry the
-    seed of the batch plus their place in it, which servers honour as well as they can.
+    The server renders the prompts, so `Completion.prompt` is empty. Sampled completions carry a seed
+    from their request's key, which servers honour as well as they can.
 
     Raises (when called):
-        ValueError: address, key or model name is wrong, or a whole batch found no connection.
+        ValueError: address, key or model name is wrong, or as many requests in a row as may be under
+            way at once found no connection.
     """
 
-    def complete(
-        prompts: Sequence[list[Message]], generation: Generation, seed: int
-    ) -> list[Completion]:
+    def ask(
+        requests: Sequence[Request],
+        generation: Generation,
+        on_completion: Callable[[Request, Completion], None],
+    ) -> None:
         fields = decoding_fields(generation)
         if template_kwargs:
             fields["chat_template_kwargs"] = dict(template_kwargs)
-        made = asyncio.run(_ask_all(endpoint, prompts, fields, seed))
-        lost = [one for one in made if "no connection" in one.failure]
-        if lost and len(lost) == len(made):
-            raise ValueError(
-                f"{lost[0].failure}; is the server running? What is done is kept: run again to go on"
-            )
-        return made
+        asyncio.run(_ask_all(endpoint, requests, fields, image_format, on_completion))
 
-    return complete
+    return ask
 
 
 def endpoint_name(endpoint: Endpoint) -> str:
@@ -77,25 +94,43 @@ def only_model(endpoint: Endpoint) -> str:
 
 
 async def _ask_all(
-    endpoint: Endpoint, prompts: Sequence[list[Message]], fields: dict[str, Any], seed: int
-) -> list[Completion]:
-    async with Client(endpoint, seed) as client:
-        tasks = [
-            _ask(client, messages, fields, (seed + place) % 2**31)
-            for place, messages in enumerate(prompts)
-        ]
-        return list(await asyncio.gather(*tasks))
+    endpoint: Endpoint,
+    requests: Sequence[Request],
+    fields: Mapping[str, Any],
+    image_format: str,
+    on_completion: Callable[[Request, Completion], None],
+) -> None:
+    lost, most_lost = 0, min(endpoint.max_concurrent, len(requests))
+    uris = ImageUris(image_format)
+    async with Client(endpoint) as client:
+        tasks = [asyncio.create_task(_ask(client, one, fields, uris)) for one in requests]
+        try:
+            for task in asyncio.as_completed(tasks):
+                request, completion = await task
+                on_completion(request, completion)
+                lost = lost + 1 if "no connection" in completion.failure else 0
+                if lost and lost >= most_lost:
+                    raise ValueError(
+                        f"{completion.failure}; is the server running? What is done is kept: run again "
+                        "to go on"
+                    )
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            uris.close()
 
 
 async def _ask(
-    client: Client, messages: Sequence[Message], fields: dict[str, Any], seed: int
-) -> Completion:
-    seeded = {"seed": seed} if fields["temperature"] else {}
+    client: Client, request: Request, fields: Mapping[str, Any], uris: "ImageUris"
+) -> tuple[Request, Completion]:
+    seed = {"seed": int(request.key[:8], 16) % 2**31} if fields["temperature"] else {}
     try:
-        reply = await client.ask(wire_messages(messages), **fields, **seeded)
+        reply = await client.ask(request.messages, prepare=uris.wire_messages, **fields, **seed)
     except (GaveUpError, RejectedError) as error:
-        return Completion(text="", finish_reason=FAILED, num_tokens=0, failure=str(error))
-    return Completion(
+        failed = Completion(text="", finish_reason=FAILED, num_tokens=0, failure=str(error))
+        return request, failed
+    return request, Completion(
         text=reply.text,
         finish_reason="length" if reply.finish_reason == "length" else "stop",
         num_tokens=reply.completion_tokens,
@@ -103,31 +138,72 @@ async def _ask(
 
 
 def decoding_fields(generation: Generation) -> dict[str, Any]:
-    """The request's decoding fields; what is off is left out, since some servers reject it."""
+    """The request's decoding fields; what is off is left out.
+
+    top_k, min_p and repetition_penalty are not OpenAI's own, but vLLM's and SGLang's.
+    """
+    values = asdict(generation)
     fields: dict[str, Any] = {
         "max_tokens": generation.max_completion_length,
         "temperature": generation.temperature,
     }
-    if generation.top_p < 1:
-        fields["top_p"] = generation.top_p
+    fields |= {
+        name: values[name] for name, off in UNCHANGED.items() if values.get(name, off) != off
+    }
     if generation.stop:
         fields["stop"] = list(generation.stop)
-    if generation.top_k:
-        fields["top_k"] = generation.top_k  # not OpenAI's own, but vLLM's and SGLang's
     return fields
 
 
-def wire_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as the endpoint takes them: pictures as PNG data URIs, every pixel kept."""
-    return [{**turn, "content": _content(turn["content"])} for turn in messages]
+class ImageUris:
+    """Images as data URIs, encoded in threads so that requests go on, and once for all their questions."""
+
+    def __init__(self, image_format: str = "png") -> None:
+        self._format = image_format
+        self._threads = ThreadPoolExecutor(os.cpu_count())
+        # An image is held beside its URI, so that its id stays its own.
+        self._uris: OrderedDict[int, tuple[Image.Image, asyncio.Future[str]]] = OrderedDict()
+        self._held = 0
+
+    async def wire_messages(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages as the endpoint takes them."""
+        return [{**turn, "content": await self._content(turn["content"])} for turn in messages]
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _content(self, content: Any) -> Any:
+        if isinstance(content, str):
+            return content
+        return [
+            {"type": "image_url", "image_url": {"url": await self._uri(block["image"])}}
+            if block["type"] == "image"
+            else block
+            for block in content
+        ]
+
+    async def _uri(self, image: Image.Image) -> str:
+        key = id(image)
+        if key not in self._uris:
+            loop = asyncio.get_running_loop()
+            coming = loop.run_in_executor(self._threads, _encoded, image, self._format)
+            coming.add_done_callback(self._hold)
+            self._uris[key] = (image, coming)
+        self._uris.move_to_end(key)
+        return await asyncio.shield(self._uris[key][1])
+
+    def _hold(self, coming: "asyncio.Future[str]") -> None:
+        """Counts a new URI, and lets go of those that were not used for longest."""
+        if coming.cancelled() or coming.exception() is not None:
+            return
+        self._held += len(coming.result())
+        while self._held > HELD_BYTES and len(self._uris) > 1:
+            _, (_, oldest) = self._uris.popitem(last=False)
+            if oldest.done() and not oldest.cancelled() and oldest.exception() is None:
+                self._held -= len(oldest.result())
 
 
-def _content(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    if isinstance(content, str):
-        return content
-    return [
-        {"type": "image_url", "image_url": {"url": image_uri(block["image"])}}
-        if block["type"] == "image"
-        else block
-        for block in content
-    ]
+def _encoded(image: Image.Image, image_format: str) -> str:
+    plain = image.convert("RGB") if image_format == "jpeg" else image
+    return image_uri(plain, image_format, **IMAGE_FORMATS[image_format])

@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from dopd_vlm.data.embedded.sets import embedded_model
@@ -29,9 +28,9 @@ NEEDS = (
 )  # fmt: skip
 
 
-def main(arguments: Sequence[str]) -> int:
+def main() -> int:
     """0 when both harnesses agree to the last question."""
-    options = _arguments(arguments)
+    options = _arguments()
     python = environment("lmms-eval", ("--no-deps", LMMS_EVAL), NEEDS)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -89,14 +88,14 @@ def _offline() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
-def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--limit", type=int, default=24, help="questions")
     parser.add_argument("--batch-size", type=int, default=8, help="of lmms-eval")
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

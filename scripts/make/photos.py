@@ -6,8 +6,6 @@ Questions, boxes, captions and hints are our own; boxes are XYWH in pixels of th
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import skimage.data
@@ -228,12 +226,12 @@ ROWS = [
 ]
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
     """Writes pictures and metadata.jsonl."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).parents[2] / "data" / "assets" / "photos"
     parser.add_argument("out", nargs="?", type=Path, default=default)
-    out = parser.parse_args(arguments).out
+    out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name in PICTURES:
         picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
@@ -250,4 +248,4 @@ def _row(row: dict) -> dict:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

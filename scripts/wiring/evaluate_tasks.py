@@ -40,6 +40,7 @@ COLUMNS = (
     TimeElapsedColumn(),
     TextColumn("left"),
     TimeRemainingColumn(),
+    TextColumn("{task.fields[speed]}"),
 )
 
 
@@ -111,8 +112,10 @@ def load_model(options: argparse.Namespace) -> Policy | Endpoint:
         device = process_state().device or "cpu"
         config = ModelConfig(path=local_path(options.checkpoint))
         return load_policy(config, device=device, trainable=False)
+    urls = [url.rstrip("/") for url in options.endpoint]
     endpoint = Endpoint(
-        url=options.endpoint.rstrip("/"),
+        url=urls[0],
+        more_urls=tuple(urls[1:]),
         model=options.model or "",
         api_key=os.environ.get("OPENAI_API_KEY"),
         max_concurrent=options.concurrent,
@@ -130,11 +133,9 @@ def evaluate_one(
     options: argparse.Namespace,
     progress: Progress,
 ) -> Results:
-    """One task in one view; an endpoint gets several rounds of requests as one batch, so that a
-    slow answer holds up less."""
+    """One task in one view."""
     if process_state().is_main_process:
         show_prompts(model, task, samples, view, options, progress.console)
-    size = options.batch_size
     return evaluate(
         model,
         task,
@@ -142,9 +143,10 @@ def evaluate_one(
         samples=samples,
         generation=generation_options(options),
         out=options.out,
-        batch_size=max(size, 4 * options.concurrent) if options.endpoint else size,
+        batch_size=options.batch_size,
         seed=options.seed,
         template_kwargs=options.template_kwargs,
+        image_format=options.image_format,
         progress=progress,
     )
 

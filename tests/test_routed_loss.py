@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from dopd_vlm.methods import METHODS
 from dopd_vlm.routed_loss import Head, Student, Target, routed_loss, target_scores
-from dopd_vlm.routed_loss import head as heads
+from dopd_vlm.routed_loss import products_cpu as heads
 from dopd_vlm.routing import Thresholds, thresholds
 from dopd_vlm.types import Regime
 

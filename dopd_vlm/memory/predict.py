@@ -24,7 +24,7 @@ from dopd_vlm.memory.dry_step import (
 from dopd_vlm.methods import Method
 from dopd_vlm.models.encoder import EncodedPrompt
 from dopd_vlm.models.image_features import StepFeatures
-from dopd_vlm.routed_loss.softmax import cuda_chunk_bytes
+from dopd_vlm.routed_loss.softmax import cuda_chunk_rows
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.types import ViewName
 
@@ -127,8 +127,8 @@ def predict(
 
 
 def _with_chunks(state: TrainState, free: int) -> TrainState:
-    """The size of a chunk that `heads.default_chunk_size` would choose beside the models."""
-    rows = max(1, cuda_chunk_bytes(free) // (4 * state.vocab_size))
+    """The size of a chunk that `softmax.default_chunk_size` would choose beside the models."""
+    rows = cuda_chunk_rows(free, 4 * state.vocab_size)
     method = replace(state.config.method, chunk_size=rows)
     return replace(state, config=replace(state.config, method=method))
 

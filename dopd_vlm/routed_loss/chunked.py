@@ -13,17 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dopd_vlm.routed_loss.gradients import (
-    RowResult,
-    full_,
-    on_support_,
-    sampled_slopes,
-    support_slopes,
-)
-from dopd_vlm.routed_loss.head import hidden_grad, logits_, products_of, softcap_slope
+from dopd_vlm.routed_loss.gradients import RowResult, sampled_slopes, support_slopes
 from dopd_vlm.routed_loss.plan import Group, Plan, needs_target_logits
-from dopd_vlm.routed_loss.softmax import partition, rows_in_cache
-from dopd_vlm.routed_loss.top_k import top_k_ids
+from dopd_vlm.routed_loss.products import products_for
+from dopd_vlm.routed_loss.rows import Logits, logits_of, rows_for
 from dopd_vlm.types import Route
 
 
@@ -59,8 +52,7 @@ class _RoutedSum(torch.autograd.Function):
         wants: list[bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         work = _Work(plan, hidden, wants)
-        with products_of(weight.dtype):
-            work.run_()
+        work.run_()
         loss = (plan.weights.double() * work.value.double()).sum().to(plan.dtype)
         ctx.save_for_backward(hidden, weight, bias)
         ctx.plan, ctx.wants, ctx.grads = plan, wants, work.grads
@@ -87,8 +79,7 @@ class _RoutedSum(torch.autograd.Function):
 
 def _grads(plan: Plan, hidden: Tensor, wants: list[bool]) -> list[Tensor | None]:
     work = _Work(plan, hidden, wants)
-    with products_of(plan.head.weight.dtype):
-        work.run_()
+    work.run_()
     return work.grads
 
 
@@ -111,14 +102,15 @@ class _Work:
             new(shape, dtype=plan.dtype) if want else None
             for shape, want in zip(shapes, wants, strict=True)
         ]
-        empty = self.hidden.new_empty
         needed = sum(_lines(group.route) * len(group.rows) for group in plan.groups)
         # Two buffers in one: rows that need no target's logits have both for themselves.
         size = max(2, min(2 * plan.softmax.rows(num_rows, plan.dtype, device), needed))
         self.buffer = plan.softmax.buffer.take(size, width, plan.dtype, device)
         is_deep = any(needs_target_logits(g.route) for g in plan.groups if len(g.rows))
-        lines = min(size // 2, rows_in_cache(width, plan.dtype, device))
-        self.scratch = empty((2 if is_deep else 1, lines, width), dtype=plan.dtype)
+        self.products = products_for(plan.head, plan.dtype)
+        self.rows = rows_for(
+            size // 2, width, self.buffer, is_deep=is_deep, grad_dtype=self.products.grad_dtype
+        )
 
     def run_(self) -> None:
         """All rows, group after group, in chunks that may hold several groups."""
@@ -141,57 +133,58 @@ class _Work:
         plan, head = self.plan, self.plan.head
         rows = torch.cat([part.rows for part in parts])
         hidden = self.hidden[plan.positions[rows]].to(plan.dtype)
-        logits = logits_(hidden, head, self.buffer[: len(rows)])
-        slope = softcap_slope(logits, head)
-        if plan.softmax.temperature != 1.0:
-            logits /= plan.softmax.temperature
+        raw = self.buffer[: len(rows)]
+        self.products.logits_(hidden, raw)
+        grads = self.rows.gradients(raw)
         sizes = [len(part.rows) for part in parts]
-        for part, own in zip(parts, logits.split(sizes), strict=True):
+        for part, own, out in zip(parts, raw.split(sizes), grads.split(sizes), strict=True):
+            logits = self.rows.ready_(logits_of(own, head, plan.softmax.temperature))
             is_deep = needs_target_logits(part.group.route)
             room = self.buffer[len(rows) :][: len(part.rows)]
-            result = self._deep_(part, own, room) if is_deep else self._cached_(part, own)
+            result = (
+                self._deep_(part, logits, room, out)
+                if is_deep
+                else self._cached_(part, logits, out)
+            )
             self._keep_(part.rows, result)
-        if slope is not None:
-            logits *= slope
-        self._accumulate_(rows, hidden, logits)
+        self._accumulate_(rows, hidden, grads)
 
     def _keep_(self, rows: Tensor, result: RowResult) -> None:
         self.value[rows] = result.value.to(self.plan.dtype)
         self.entropy[rows] = result.entropy.to(self.plan.dtype)
         self.factor[rows] = result.factor.to(self.plan.dtype)
 
-    def _cached_(self, part: _Part, logits: Tensor) -> RowResult:
+    def _cached_(self, part: _Part, logits: Logits, out: Tensor) -> RowResult:
         route, support = part.group.route, part.group.support
         assert support is not None
         at = slice(part.first, part.first + len(part.rows))
         slopes = sampled_slopes(route) if route.support == "sampled" else support_slopes(route)
         ids, logp = support.ids[at].long(), support.logp[at]
-        return on_support_(logits, ids, logp, slopes, self.scratch[0])
+        return self.rows.support_grad_(logits, ids, logp, slopes, out)
 
-    def _deep_(self, part: _Part, logits: Tensor, room: Tensor) -> RowResult:
-        route, target_logits = part.group.route, self._target_logits_(part.group, part.rows, room)
+    def _deep_(self, part: _Part, logits: Logits, room: Tensor, out: Tensor) -> RowResult:
+        route, target = part.group.route, self._target_logits_(part.group, part.rows, room)
         if route.top_k is None or route.top_k >= self.plan.softmax.width:
-            return full_(logits, target_logits, route, self.scratch)
-        ids = top_k_ids(logits, route.top_k)
-        logp = partition(target_logits, ids, self.scratch[0]).logp
-        return on_support_(logits, ids, logp, support_slopes(route), self.scratch[0])
+            return self.rows.full_grad_(logits, target, route, out)
+        ids = self.rows.top_ids(logits, route.top_k)
+        logp = self.rows.logp_at_(target, ids)
+        return self.rows.support_grad_(logits, ids, logp, support_slopes(route), out)
 
-    def _target_logits_(self, group: Group, rows: Tensor, out: Tensor) -> Tensor:
-        assert group.hidden is not None and group.head is not None
+    def _target_logits_(self, group: Group, rows: Tensor, out: Tensor) -> Logits:
+        assert group.hidden is not None and group.head is not None and group.products is not None
         hidden = group.hidden.flatten(0, 1)[self.plan.positions[rows]].to(self.plan.dtype)
-        logits = logits_(hidden, group.head, out)
-        temperature = self.plan.softmax.temperature
-        return logits if temperature == 1.0 else logits.div_(temperature)
+        group.products.logits_(hidden, out)
+        return self.rows.ready_(logits_of(out, group.head, self.plan.softmax.temperature))
 
     def _accumulate_(self, rows: Tensor, hidden: Tensor, grad_logits: Tensor) -> None:
-        plan = self.plan
-        width, scale = plan.softmax.width, plan.head.logit_scale / plan.softmax.temperature
+        plan, width = self.plan, self.plan.softmax.width
         # One factor per row, applied to the [C, H] side of each product: no pass over [C, V].
-        factor = (plan.weights[rows] * self.factor[rows])[:, None] * scale
+        factor = (plan.weights[rows] * self.factor[rows])[:, None]
         grad_hidden, grad_weight, grad_bias = self.grads
         if grad_hidden is not None:
-            grad_hidden[plan.positions[rows]] = hidden_grad(grad_logits, plan.head) * factor
+            grad = self.products.hidden_grad(grad_logits)
+            grad_hidden[plan.positions[rows]] = grad * factor
         if grad_weight is not None:
-            grad_weight[:width].addmm_(grad_logits.T, hidden * factor)
+            self.products.add_head_grad_(grad_weight[:width], grad_logits, hidden * factor)
         if grad_bias is not None:
-            grad_bias[:width] += grad_logits.T @ factor.squeeze(-1)
+            grad_bias[:width] += grad_logits.T.to(factor.dtype) @ factor.squeeze(-1)

@@ -10,6 +10,7 @@ from dopd_vlm import routing
 from dopd_vlm.errors import unknown
 from dopd_vlm.methods import Method
 from dopd_vlm.routed_loss.head import Head
+from dopd_vlm.routed_loss.products import Products, products_for
 from dopd_vlm.routed_loss.softmax import Softmax, chunk_dtype
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
 from dopd_vlm.routing import Thresholds
@@ -73,6 +74,8 @@ class Group:
     hidden: Tensor | None
     """[B, T, H] of the target, detached; needed where its logits are."""
     head: Head | None
+    products: Products | None
+    """Of the head, where its logits are needed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -199,7 +202,16 @@ def make_plan(
         if not needs_target_logits(route):
             support = _support(target, route, rows, positions, ids, tokens.softmax.width)
         groups.append(
-            Group(route=route, rows=rows, support=support, hidden=target.hidden, head=target.head)
+            Group(
+                route=route,
+                rows=rows,
+                support=support,
+                hidden=target.hidden,
+                head=target.head,
+                products=None
+                if support or target.head is None
+                else products_for(target.head, dtype),
+            )
         )
     return Plan(
         head=student.head.detach(),

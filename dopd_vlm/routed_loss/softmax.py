@@ -7,6 +7,7 @@ dtype of the logits, what is left after them in float64.
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ CUDA_BLOCK_BYTES = 64 << 20
 """The same on CUDA, where large launches matter more than the cache."""
 CUDA_FREE_SHARE = 0.05
 """Share of the free device memory that one logits buffer may take."""
-MAX_CUDA_CHUNK_BYTES = 1 << 30
+MAX_CUDA_CHUNK_BYTES = 5 << 29
+LEAST_CUDA_ROWS = 1024
 LEAST_SUM, GREATEST_SUM = 1e-15, 1e20
 """Sums of unshifted exponentials in this range lose nothing to under- or overflow in float32."""
 LEAST_REST = 1e-38
@@ -82,16 +84,26 @@ def chunk_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 def default_chunk_size(width: int, dtype: torch.dtype, device: torch.device) -> int:
     """Rows whose logits fill one buffer: a fixed size on CPU, a share of free memory on CUDA."""
-    budget = CPU_CHUNK_BYTES
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        budget = cuda_chunk_bytes(free)
-    return max(1, budget // (width * dtype.itemsize))
+        return _cuda_chunk_size(width * dtype.itemsize, device)
+    return max(1, CPU_CHUNK_BYTES // (width * dtype.itemsize))
 
 
-def cuda_chunk_bytes(free: int) -> int:
-    """Bytes of one logits buffer on CUDA with so many bytes free."""
-    return min(MAX_CUDA_CHUNK_BYTES, max(0, int(free * CUDA_FREE_SHARE)))
+@cache
+def _cuda_chunk_size(row_bytes: int, device: torch.device) -> int:
+    """Decided once a run, so that runs repeat: memory that is free for torch, its own cache included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return cuda_chunk_rows(free + cached, row_bytes)
+
+
+def cuda_chunk_rows(free: int, row_bytes: int) -> int:
+    """Rows of one logits buffer on CUDA with so many bytes free.
+
+    Fewer than LEAST_CUDA_ROWS would read the head more often than its products are worth.
+    """
+    budget = min(MAX_CUDA_CHUNK_BYTES, max(0, int(free * CUDA_FREE_SHARE)))
+    return max(LEAST_CUDA_ROWS, budget // row_bytes)
 
 
 def rows_in_cache(width: int, dtype: torch.dtype, device: torch.device) -> int:

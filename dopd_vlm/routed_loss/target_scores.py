@@ -5,16 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dopd_vlm.routed_loss.head import Head, as_head, logits_, products_of
-from dopd_vlm.routed_loss.softmax import (
-    Buffer,
-    Softmax,
-    chunk_dtype,
-    log_sum_outside,
-    partition,
-    rows_in_cache,
-)
-from dopd_vlm.routed_loss.top_k import top_k_ids
+from dopd_vlm.routed_loss.head import Head, as_head
+from dopd_vlm.routed_loss.products import products_for
+from dopd_vlm.routed_loss.rows import RowScores, logits_of, rows_for
+from dopd_vlm.routed_loss.softmax import Buffer, Softmax, chunk_dtype
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,15 +67,14 @@ def target_scores(
     )
     valid = _valid_rows(hidden, completion_ids, mask)
     check_inputs(valid.ids, width, top_k)
-    with products_of(head.weight.dtype):
-        found = _scores_of_rows(valid, head, softmax, min(top_k or 0, width))
-    logp, loss_logp = found.logp.new_zeros((2, mask.numel()))
-    logp[valid.positions], loss_logp[valid.positions] = found.logp, found.loss_logp
+    scores = _scores_of_rows(valid, head, softmax, min(top_k or 0, width))
+    logp, loss_logp = scores.logp.new_zeros((2, mask.numel()))
+    logp[valid.positions], loss_logp[valid.positions] = scores.logp, scores.loss_logp
     return TargetScores(
         logp=logp.view_as(mask),
         loss_logp=loss_logp.view_as(mask),
-        top_ids=found.top_ids if top_k else None,
-        top_logp=found.top_logp if top_k else None,
+        top_ids=scores.top_ids if top_k else None,
+        top_logp=scores.top_logp if top_k else None,
         width=width,
     )
 
@@ -98,18 +91,6 @@ class _Rows:
     """int64 [N] completion ids"""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _RowScores:
-    logp: Tensor
-    """[N]"""
-    loss_logp: Tensor
-    """[N]"""
-    top_ids: Tensor
-    """int32 [N, K]"""
-    top_logp: Tensor
-    """[N, K + 1]"""
-
-
 def _valid_rows(hidden: Tensor, completion_ids: Tensor, mask: Tensor) -> _Rows:
     positions = mask.flatten().nonzero().squeeze(-1)
     return _Rows(
@@ -119,14 +100,13 @@ def _valid_rows(hidden: Tensor, completion_ids: Tensor, mask: Tensor) -> _Rows:
     )
 
 
-def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> _RowScores:
+def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> RowScores:
     dtype, device = chunk_dtype(rows.hidden, head.weight), rows.hidden.device
     num_rows, new = len(rows.ids), rows.hidden.new_empty
     size = max(1, min(2 * softmax.rows(num_rows, dtype, device), num_rows))
     buffer = softmax.buffer.take(size, softmax.width, dtype, device)
-    lines = min(size, rows_in_cache(softmax.width, dtype, device))
-    scratch = new(lines, softmax.width, dtype=dtype)
-    found = _RowScores(
+    backend, products = rows_for(size, softmax.width, buffer), products_for(head, dtype)
+    scores = RowScores(
         logp=new(num_rows, dtype=dtype),
         loss_logp=new(num_rows, dtype=dtype),
         top_ids=new(num_rows, keep, dtype=torch.int32),
@@ -135,32 +115,12 @@ def _scores_of_rows(rows: _Rows, head: Head, softmax: Softmax, keep: int) -> _Ro
     for start in range(0, num_rows, size):
         at = slice(start, start + size)
         hidden = rows.hidden[rows.positions[at]].to(dtype)
-        logits = logits_(hidden, head, buffer[: len(hidden)])
-        part = _scores_of_chunk_(logits, rows.ids[at, None], softmax.temperature, keep, scratch)
-        found.logp[at], found.loss_logp[at] = part.logp, part.loss_logp
-        found.top_ids[at], found.top_logp[at] = part.top_ids, part.top_logp
-    return found
-
-
-def _scores_of_chunk_(
-    logits: Tensor, ids: Tensor, temperature: float, keep: int, scratch: Tensor
-) -> _RowScores:
-    """Scores in float64 of rows [C, V], which are divided by the temperature.  ids: [C, 1]"""
-    top_ids = top_k_ids(
-        logits, keep
-    )  # before the division, which may round two neighbours to a tie
-    logp = None
-    if temperature != 1.0:
-        logp = logits.gather(-1, ids) - log_sum_outside(logits, ids[:, :0], scratch)
-        logits.div_(temperature)
-    part = partition(logits, top_ids, scratch)
-    loss_logp = logits.gather(-1, ids) - part.normaliser
-    return _RowScores(
-        logp=(loss_logp if logp is None else logp).squeeze(-1),
-        loss_logp=loss_logp.squeeze(-1),
-        top_ids=top_ids,
-        top_logp=part.logp,
-    )
+        raw = buffer[: len(hidden)]
+        products.logits_(hidden, raw)
+        part = backend.score_(logits_of(raw, head, softmax.temperature), rows.ids[at], keep)
+        scores.logp[at], scores.loss_logp[at] = part.logp, part.loss_logp
+        scores.top_ids[at], scores.top_logp[at] = part.top_ids, part.top_logp
+    return scores
 
 
 def check_inputs(ids: Tensor, width: int, top_k: int | None = None) -> None:

@@ -10,7 +10,7 @@ Shapes: C rows, V width, K support.
 # Triton says nothing of its own types that a checker could follow.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 import triton
@@ -19,6 +19,7 @@ from torch import Tensor
 from dopd_vlm import divergences
 from dopd_vlm.routed_loss import triton_kernels as kernels
 from dopd_vlm.routed_loss.gradients import RowResult, Slopes
+from dopd_vlm.routed_loss.rows import Logits, RowScores, TorchRows
 from dopd_vlm.routed_loss.softmax import Partition, partition_of
 from dopd_vlm.types import Route
 
@@ -29,54 +30,30 @@ KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
 EXCLUDED = torch.finfo(torch.float32).min
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Logits:
-    """Rows of raw logits, and what makes x = cap tanh(scale (z + bias) / cap) of them."""
-
-    raw: Tensor
-    """float32 [C, V], rows contiguous."""
-    bias: Tensor | None = None
-    """[V]"""
-    scale: float = 1.0
-    softcap: float | None = None
-    temperature: float = 1.0
-    """Of the loss; probabilities are those of x / temperature."""
-
-    def transform(self) -> tuple[float, float]:
-        """(scale, cap) as the kernels take them."""
-        return self.scale, self.softcap or 1.0
-
-    def flags(self) -> dict[str, bool]:
-        """What the kernels are compiled for."""
-        return {"HAS_BIAS": self.bias is not None, "HAS_CAP": self.softcap is not None}
-
-    def bias_or_rows(self) -> Tensor:
-        """A pointer for the bias; never read where there is none."""
-        return self.raw if self.bias is None else self.bias
-
-    def at(self, ids: Tensor) -> Tensor:
-        """x / temperature at ids [C, K], float64."""
-        x = self.raw.gather(-1, ids).double()
-        if self.bias is not None:
-            x += self.bias.double()[ids]
-        x *= self.scale
-        if self.softcap is not None:
-            x = self.softcap * (x / self.softcap).tanh()
-        return x / self.temperature
+def _transform(logits: Logits) -> tuple[float, float]:
+    """(scale, cap) as the kernels take them."""
+    return logits.scale, logits.softcap or 1.0
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RowScores:
-    """What pass 1 keeps of rows."""
+def _flags(logits: Logits) -> dict[str, bool]:
+    """What the kernels are compiled for."""
+    return {"HAS_BIAS": logits.bias is not None, "HAS_CAP": logits.softcap is not None}
 
-    logp: Tensor
-    """float64 [C] of the sampled token at temperature 1, nats."""
-    loss_logp: Tensor
-    """float64 [C] at the loss temperature."""
-    top_ids: Tensor
-    """int64 [C, K], most probable first, ties by the lowest id."""
-    top_logp: Tensor
-    """float64 [C, K + 1] at the loss temperature; last: all other tokens together."""
+
+def _bias_or_rows(logits: Logits) -> Tensor:
+    """A pointer for the bias; never read where there is none."""
+    return logits.raw if logits.bias is None else logits.bias
+
+
+def _at(logits: Logits, ids: Tensor) -> Tensor:
+    """x / temperature at ids [C, K], float64."""
+    x = logits.raw.gather(-1, ids).double()
+    if logits.bias is not None:
+        x += logits.bias.double()[ids]
+    x *= logits.scale
+    if logits.softcap is not None:
+        x = logits.softcap * (x / logits.softcap).tanh()
+    return x / logits.temperature
 
 
 def block_of(width: int) -> int:
@@ -93,9 +70,9 @@ def score(logits: Logits, ids: Tensor, k: int) -> RowScores:
     picked = new(count)
     keys, sums = new((count, num_folds), dtype=torch.int64), new((count, num_folds))
     kernels.folds_kernel[(count,)](
-        logits.raw, logits.raw.stride(0), logits.bias_or_rows(), ids, log_sum, picked, keys, sums,
-        num_folds, *logits.transform(), 1.0 / logits.temperature, width,
-        **logits.flags(), BLOCK=block, FOLD=FOLD,
+        logits.raw, logits.raw.stride(0), _bias_or_rows(logits), ids, log_sum, picked, keys, sums,
+        num_folds, *_transform(logits), 1.0 / logits.temperature, width,
+        **_flags(logits), BLOCK=block, FOLD=FOLD,
     )  # fmt: skip
     top_keys, log_rest = _top_and_rest(logits, keys, sums, min(k, width))
     top_ids, top = _decode(top_keys)
@@ -126,8 +103,8 @@ def _top_and_rest(logits: Logits, keys: Tensor, sums: Tensor, k: int) -> tuple[T
         fold_keys = keys.topk(chosen, -1).values.contiguous()
         candidates = keys.new_empty(count, chosen * FOLD)
         kernels.candidates_kernel[(count, chosen)](
-            logits.raw, logits.raw.stride(0), logits.bias_or_rows(), fold_keys, sums, num_folds,
-            candidates, chosen, *logits.transform(), width, **logits.flags(), FOLD=FOLD,
+            logits.raw, logits.raw.stride(0), _bias_or_rows(logits), fold_keys, sums, num_folds,
+            candidates, chosen, *_transform(logits), width, **_flags(logits), FOLD=FOLD,
         )  # fmt: skip
         top = candidates.topk(k, -1).values
         last = top[:, -1].contiguous()
@@ -151,8 +128,8 @@ def row_stats(logits: Logits) -> tuple[Tensor, Tensor]:
     count, width = logits.raw.shape
     log_sum, expected = logits.raw.new_empty((2, count), dtype=torch.float64)
     kernels.stats_kernel[(count,)](
-        logits.raw, logits.raw.stride(0), logits.bias_or_rows(), log_sum, expected,
-        *logits.transform(), 1.0 / logits.temperature, width, **logits.flags(), BLOCK=block_of(width),
+        logits.raw, logits.raw.stride(0), _bias_or_rows(logits), log_sum, expected,
+        *_transform(logits), 1.0 / logits.temperature, width, **_flags(logits), BLOCK=block_of(width),
     )  # fmt: skip
     return log_sum, expected
 
@@ -162,7 +139,7 @@ def partition_at_(logits: Logits, ids: Tensor) -> tuple[Partition, Tensor, Tenso
 
     The entries at ids are marked as left out in the rows.
     """
-    picked = logits.at(ids)
+    picked = _at(logits, ids)
     logits.raw.scatter_(-1, ids, EXCLUDED)
     log_rest, expected = row_stats(logits)
     return partition_of(picked, log_rest[:, None]), picked, expected
@@ -186,9 +163,9 @@ def support_grad_(
     count, width = logits.raw.shape
     block = block_of(width)
     kernels.outside_grad_kernel[(count, triton.cdiv(width, block))](
-        logits.raw, logits.raw.stride(0), logits.bias_or_rows(), part.normaliser, outside,
-        out, out.stride(0), *logits.transform(), 1.0 / logits.temperature, width,
-        **logits.flags(), BLOCK=block,
+        logits.raw, logits.raw.stride(0), _bias_or_rows(logits), part.normaliser, outside,
+        out, out.stride(0), *_transform(logits), 1.0 / logits.temperature, width,
+        **_flags(logits), BLOCK=block,
     )  # fmt: skip
     grad = (slope[:, :-1] - inside * slope_sum) / logits.temperature * logits.scale
     if logits.softcap is not None:
@@ -213,13 +190,13 @@ def full_grad_(logits: Logits, target: Logits, route: Route, out: Tensor) -> Row
     block = block_of(width)
     student_part, target_part = logits.raw.new_empty((2, count), dtype=torch.float64)
     rows = (
-        logits.raw, logits.raw.stride(0), logits.bias_or_rows(),
-        target.raw, target.raw.stride(0), target.bias_or_rows(), log_sum, target_log_sum,
+        logits.raw, logits.raw.stride(0), _bias_or_rows(logits),
+        target.raw, target.raw.stride(0), _bias_or_rows(target), log_sum, target_log_sum,
     )  # fmt: skip
     scalars = (
-        *logits.transform(), *target.transform(), 1.0 / logits.temperature, route.beta, width,
+        *_transform(logits), *_transform(target), 1.0 / logits.temperature, route.beta, width,
     )  # fmt: skip
-    flags = logits.flags() | {f"TARGET_{name}": value for name, value in target.flags().items()}
+    flags = _flags(logits) | {f"TARGET_{name}": value for name, value in _flags(target).items()}
     kernels.value_kernel[(count,)](
         *rows, student_part, target_part, *scalars, KIND=kind, **flags, BLOCK=block
     )
@@ -233,3 +210,49 @@ def full_grad_(logits: Logits, target: Logits, route: Route, out: Tensor) -> Row
         entropy=log_sum - expected,
         factor=torch.full_like(log_sum, 1.0 / logits.temperature),
     )
+
+
+class TritonRows:
+    """These functions as a backend. A divergence without a kernel runs by the compiled torch rows."""
+
+    def __init__(self, grad_dtype: torch.dtype = torch.float32) -> None:
+        self._grad_dtype = grad_dtype
+        self._gradients: Tensor | None = None
+
+    def gradients(self, raw: Tensor) -> Tensor:
+        size, kept = raw.numel(), self._gradients
+        if kept is None or kept.numel() < size:
+            self._gradients = kept = raw.new_empty(size, dtype=self._grad_dtype)
+        return kept[:size].view_as(raw)
+
+    def ready_(self, logits: Logits) -> Logits:
+        return logits
+
+    def score_(self, logits: Logits, ids: Tensor, k: int) -> RowScores:
+        return score(logits, ids, k)
+
+    def top_ids(self, logits: Logits, k: int) -> Tensor:
+        anything = logits.raw.new_zeros(len(logits.raw), dtype=torch.int64)
+        return score(logits, anything, k).top_ids
+
+    def logp_at_(self, logits: Logits, ids: Tensor) -> Tensor:
+        return partition_at_(logits, ids)[0].logp
+
+    def support_grad_(
+        self, logits: Logits, ids: Tensor, target_logp: Tensor, slopes: Slopes, out: Tensor
+    ) -> RowResult:
+        return support_grad_(logits, ids, target_logp, slopes, out)
+
+    def full_grad_(self, logits: Logits, target: Logits, route: Route, out: Tensor) -> RowResult:
+        if divergences.of_route(route).name in KINDS:
+            return full_grad_(logits, target, route, out)
+        rows = TorchRows(*logits.raw.shape, logits.raw, is_deep=True)
+        own, other = rows.ready_(logits), rows.ready_(target)
+        result = _torch_full_grad(rows)(own, other, route, out)
+        out.copy_(own.raw)
+        return result
+
+
+def _torch_full_grad(rows: TorchRows) -> Callable[..., RowResult]:
+    on_gpu = torch.cuda.is_available()
+    return torch.compile(rows.full_grad_, dynamic=True) if on_gpu else rows.full_grad_

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dopd_vlm.divergences import generalized_jsd
 from dopd_vlm.routed_loss import Head, LossOutput, Student, Target, routed_loss
-from dopd_vlm.routed_loss.head import product, product_, tiles
+from dopd_vlm.routed_loss.products_cpu import product, product_, tiles
 
 PEER_CHUNK = 64
 LIMIT_CHUNK = 512

@@ -1,0 +1,119 @@
+"""Products of heads: each by its own precision, bfloat16 operands exactly, no float32 product on a GPU's path."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from routed_case import Case, relative, small_k
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dopd_vlm.methods import METHODS
+from dopd_vlm.routed_loss import Head, Student, Target, routed_loss
+from dopd_vlm.routed_loss.products import Bfloat16Products, ExactProducts, products_for
+from dopd_vlm.routed_loss.softmax import LEAST_CUDA_ROWS, cuda_chunk_rows
+
+PRODUCTS = (
+    torch.ops.aten.mm,
+    torch.ops.aten.addmm,
+    torch.ops.aten.addmm_,
+    torch.ops.mkldnn._linear_pointwise,
+)
+
+
+class Operands(TorchDispatchMode):
+    """Whether every product's operands are bfloat16 numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.rounded = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in PRODUCTS:
+            operands = [x for x in args if isinstance(x, torch.Tensor)][-2:]
+            self.rounded.append(all(torch.equal(x, x.bfloat16().to(x.dtype)) for x in operands))
+        return func(*args, **(kwargs or {}))
+
+
+def make(precision="bfloat16", operand=None):
+    gen = torch.Generator().manual_seed(0)
+    weight, hidden = torch.randn(40, 6, generator=gen), torch.randn(5, 6, generator=gen)
+    grad = torch.randn(5, 40, generator=gen)
+    return Head(weight=weight, precision=precision, operand=operand), hidden, grad
+
+
+def test_bfloat16_products_are_float32_products_of_rounded_operands():
+    head, hidden, grad = make()
+    products, out, into = products_for(head, torch.float32), torch.empty(5, 40), torch.ones(40, 6)
+    assert isinstance(products, Bfloat16Products)
+    rounded = [x.bfloat16().double() for x in (head.weight, hidden, grad)]
+    products.logits_(hidden, out)
+    torch.testing.assert_close(out.double(), rounded[1] @ rounded[0].T, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        products.hidden_grad(grad).double(), rounded[2] @ rounded[0], rtol=1e-6, atol=1e-6
+    )
+    products.add_head_grad_(into, grad, hidden)
+    torch.testing.assert_close(into.double(), 1 + rounded[2].T @ rounded[1], rtol=1e-6, atol=1e-6)
+
+
+def test_a_given_copy_is_used_as_it_is():
+    head, hidden, _ = make(operand=torch.zeros(40, 6, dtype=torch.bfloat16))
+    out = torch.ones(5, 40)
+    products_for(head, torch.float32).logits_(hidden, out)
+    assert (out == 0).all()
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "tf32"])
+def test_other_precisions_keep_float32_operands(precision):
+    head, hidden, _ = make(precision)
+    products = products_for(head, torch.float32)
+    assert isinstance(products, ExactProducts)
+    with Operands() as operands:
+        products.logits_(hidden, torch.empty(5, 40))
+    assert not any(operands.rounded)
+    assert isinstance(
+        products_for(replace(head, precision="bfloat16"), torch.float64), ExactProducts
+    )
+
+
+@pytest.mark.parametrize("name", ["dopd", "opd_full", "opd"])
+def test_every_product_of_the_loss_has_bfloat16_operands(name):
+    case = Case(3, dtype=torch.float32)
+    hidden, weight = case.leaves()
+    student = Student(hidden=hidden, head=Head(weight=weight, precision="bfloat16"))
+    targets = {
+        "teacher": Target(
+            hidden=case.teacher, head=Head(weight=case.teacher_head, precision="bfloat16")
+        ),
+        "self_target": Target(hidden=case.privileged),
+    }
+    with Operands() as operands:
+        output = routed_loss(student, targets, case.ids, case.mask, small_k(METHODS[name]))
+        output.loss.backward()
+    assert operands.rounded and all(operands.rounded)
+    exact, *grads = Case(3, dtype=torch.float32).grads(small_k(METHODS[name]))
+    assert output.loss.item() == pytest.approx(exact.loss.item(), rel=0.05)
+    for ours, theirs in zip((hidden.grad, weight.grad), grads, strict=True):
+        assert relative(ours, theirs) < 0.1
+
+
+def test_heads_keep_their_own_precision():
+    """The teacher's float32 products are the same whatever the student's are."""
+    case = Case(4, dtype=torch.float32)
+    logp = []
+    for precision in ("float32", "bfloat16"):
+        student = Student(hidden=case.hidden, head=Head(weight=case.head, precision=precision))
+        teacher = Target(
+            hidden=case.teacher, head=Head(weight=case.teacher_head, precision="float32")
+        )
+        with Operands() as operands:
+            routed_loss(student, {"teacher": teacher}, case.ids, case.mask, "opd_full")
+        logp.append(operands.rounded)
+    assert not any(logp[0]) and any(logp[1]) and not all(logp[1])
+
+
+def test_a_chunk_on_a_gpu_has_a_floor_and_a_ceiling():
+    row = 4 * 151_936
+    assert cuda_chunk_rows(0, row) == cuda_chunk_rows(3 << 30, row) == LEAST_CUDA_ROWS
+    assert (
+        2048 <= cuda_chunk_rows(60 << 30, row) <= 4608 and cuda_chunk_rows(200 << 30, row) <= 4608
+    )

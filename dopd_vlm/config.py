@@ -3,8 +3,9 @@
 Defaults are the paper's where it states them (paper section 2) and are marked otherwise.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,24 @@ def _require(ok: bool, name: str, value: object, allowed: str) -> None:
         raise ValueError(f"{name}={value!r} is not allowed: {allowed}")
 
 
+def _require_each(
+    section: object, prefix: str, names: str, ok: Callable[[Any], bool], allowed: str
+) -> None:
+    """`_require` for several fields, by their names with spaces between; null is allowed where a field has it."""
+    for name in names.split():
+        value = getattr(section, name)
+        _require(value is None or ok(value), f"{prefix}{name}", value, allowed)
+
+
+def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
+    """Finite and no smaller; with how a message says so."""
+    return lambda value: low <= value < math.inf, f">= {low}"
+
+
+def _above(low: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: low < value < math.inf, f"> {low}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters on the student (extra `peft`); rank 0 trains all weights."""
@@ -33,6 +52,10 @@ class LoraConfig:
     """Adapter scale numerator."""
     target_modules: str = "all-linear"
     """Which linear layers get an adapter; never the output head."""
+
+    def __post_init__(self) -> None:
+        _require_each(self, "lora.", "rank", *_at_least(0))
+        _require_each(self, "lora.", "alpha", *_above(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +96,8 @@ class DataConfig:
     """Processes that make the coming rows; null is 2 on a GPU, none on CPU; the result is always the same."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.workers is None or self.workers >= 0, "data.workers", self.workers, ">= 0 or null"
-        )
+        _require_each(self, "data.", "workers validate_rows", *_at_least(0))
+        _require_each(self, "data.", "limit", *_at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +107,10 @@ class ChatConfig:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the chat template, e.g. {enable_thinking: false} for Qwen3."""
     max_prompt_length: int | None = None
-    """A row whose prompt is longer in either view is skipped and counted; null is no limit."""
+    """A row whose prompt is longer in either view is skipped and counted; null is the model's context."""
+
+    def __post_init__(self) -> None:
+        _require_each(self, "chat.", "max_prompt_length", *_at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +131,10 @@ class RolloutConfig:
     """Prompts generated at once, per process."""
 
     def __post_init__(self) -> None:
-        _require(self.num_generations >= 1, "rollout.num_generations", self.num_generations, ">= 1")
-        _require(
-            self.max_completion_length >= 1,
-            "rollout.max_completion_length",
-            self.max_completion_length,
-            ">= 1",
-        )
-        _require(self.temperature > 0, "rollout.temperature", self.temperature, "> 0")
+        counts = "num_generations max_completion_length batch_size"
+        _require_each(self, "rollout.", counts, *_at_least(1))
+        _require_each(self, "rollout.", "top_k", *_at_least(0))
+        _require_each(self, "rollout.", "temperature", *_above(0))
         _require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "in (0, 1]")
 
 
@@ -166,10 +187,10 @@ class MethodConfig:
             self.statistic,
             "mean, median or a quantile in (0, 1)",
         )
-        for name in ("light_weight", "weak_weight", "gap_threshold"):
-            value = getattr(self, name)
-            _require(value is None or value >= 0, f"method.{name}", value, ">= 0 or null")
-        _require(self.temperature > 0, "method.temperature", self.temperature, "> 0")
+        weights = "light_weight weak_weight gap_threshold"
+        _require_each(self, "method.", weights, *_at_least(0))
+        _require_each(self, "method.", "top_k chunk_size", *_at_least(1))
+        _require_each(self, "method.", "temperature", *_above(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,19 +214,18 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moments."""
     max_grad_norm: float = 1.0
-    """Gradient clipping; the paper states none."""
+    """Gradient clipping, `.inf` for none; the paper states none."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: less memory, more time."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "learning_rate",
-            "max_steps",
-            "batch_size",
-            "micro_batch_size",
-            "score_batch_size",
-        ):
-            _require(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "> 0")
+        sizes = "max_steps batch_size micro_batch_size score_batch_size"
+        _require_each(self, "optim.", f"learning_rate {sizes}", *_above(0))
+        _require_each(self, "optim.", "warmup_steps weight_decay", *_at_least(0))
+        _require(
+            self.max_grad_norm > 0, "optim.max_grad_norm", self.max_grad_norm, "> 0, .inf is off"
+        )
+        _require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "both in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +244,9 @@ class EvaluationConfig:
     """Questions per task during training; the last evaluation takes all."""
     teacher: bool = True
     """Evaluate the teacher too, once."""
+
+    def __post_init__(self) -> None:
+        _require_each(self, "evaluation.", "every limit", *_at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +289,12 @@ class RunConfig:
     """Optimization."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Benchmarks."""
+
+    def __post_init__(self) -> None:
+        _require_each(self, "", "checkpoint_every", *_at_least(1))
+        _require_each(self, "", "keep_checkpoints seed", *_at_least(0))
+        is_folder = self.name is None or Path(self.name).name == self.name
+        _require(is_folder, "name", self.name, "the name of a folder in output_dir, without a path")
 
 
 def parser() -> ArgumentParser:

@@ -21,17 +21,20 @@ from dopd_vlm.config import RunConfig
 from dopd_vlm.models.policy import Policy
 from dopd_vlm.run_folder import SAMPLES_FILE, SKIPPED_FILE, open_run_folder
 from dopd_vlm.tracking.console import RunView
-from dopd_vlm.tracking.observer import Observer, privilege_probe
+from dopd_vlm.tracking.observer import VIEWS, Observer, privilege_probe
 from dopd_vlm.tracking.token_maps import decoded_samples
 from dopd_vlm.tracking.tracker import Tracker, check_trackers, start_trackers, stop_trackers
 from dopd_vlm.training.build import build_state, make_accelerator, run_folder
 from dopd_vlm.training.checkpoint import check_space, save_checkpoint
 from dopd_vlm.training.metrics import memory_metrics
 from dopd_vlm.training.samples import (
+    BadRow,
     EncodedSample,
     EncodedStream,
+    encode_row,
     encode_sample,
     num_workers,
+    stand_ins,
     start_server,
 )
 from dopd_vlm.training.state import TrainState
@@ -40,8 +43,8 @@ from dopd_vlm.types import Sample
 
 log = logging.getLogger(__name__)
 
-ScoreAnswer = Callable[[str, Sample], float]
-"""(completion text, sample) -> correctness in [0, 1]."""
+ScoreAnswer = Callable[[str, Sample], float | None]
+"""(completion text, sample) -> correctness in [0, 1]; None where the sample has no answer to score with."""
 PROBE_SIZE = 64
 """Prompts of the privilege probe over all processes."""
 LOGGED_SAMPLES = 4
@@ -80,7 +83,8 @@ def train(
     """Distil until optim.max_steps, or until Ctrl-C, which saves and returns.
 
     `recipe` is what config.yaml will say, where that differs from `config`: names in place of folders.
-    `samples[i]` may raise ValueError for a bad row: it is counted, written to skipped.jsonl and left out.
+    `samples[i]` may raise ValueError for a bad row: it is counted, written to skipped.jsonl, and a
+    good row stands in for it.
     Raises ValueError before the first step for whatever a recipe can get wrong.
     """
     check_trackers(config.tracking)
@@ -141,6 +145,7 @@ class Loop:
     ) -> None:
         self.state, self.samples, self.tracker = state, samples, tracker
         self.evaluate, self.score_answer = evaluate, score_answer
+        self.bad_rows: set[int] = set()
         size = min(PROBE_SIZE, len(samples))
         self.probe_rows = row_order(len(samples), state.config.seed, 0, size)
         self.observer = Observer(state, samples, self.probe_rows, tracker, score_answer)
@@ -209,16 +214,33 @@ class Loop:
             yield from self.share(row_order(len(self.samples), config.seed, step * size, size))
 
     def batch(self) -> list[EncodedSample]:
-        """This process's share of the step's rows, encoded; bad rows are recorded and left out."""
-        state, encoded = self.state, []
-        for item in self.stream.take(len(self.share(range(state.config.optim.batch_size)))):
-            if isinstance(item, EncodedSample):
-                encoded.append(item)
+        """This process's share of the step's rows, encoded; a good row stands in for each bad one."""
+        size = self.state.config.optim.batch_size
+        places = self.share(range(self.state.step * size, (self.state.step + 1) * size))
+        return [
+            item if isinstance(item, EncodedSample) else self.stand_in(item, place)
+            for item, place in zip(self.stream.take(len(places)), places, strict=True)
+        ]
+
+    def stand_in(self, bad: BadRow, place: int) -> EncodedSample:
+        """A good row in place of a bad one, which is recorded, so that steps keep their size."""
+        state = self.state
+        self.skip(bad)
+        for row in stand_ins(len(self.samples), state.config.seed, place):
+            if row in self.bad_rows:
                 continue
-            state.num_skipped += 1
-            self.tracker.write(SKIPPED_FILE, {"step": state.step + 1, **asdict(item)})
-            log.warning("row %d is skipped: %s", item.row, item.reason)
-        return encoded
+            item = encode_row(state.config, state.student.encoder, self.samples, row)
+            if isinstance(item, EncodedSample):
+                return item
+            self.skip(item)
+        raise ValueError(f"no row can be used, the last: {bad.reason}; see {SKIPPED_FILE}")
+
+    def skip(self, bad: BadRow) -> None:
+        """Counts a bad row and writes it down."""
+        self.state.num_skipped += 1
+        self.bad_rows.add(bad.row)
+        self.tracker.write(SKIPPED_FILE, {"step": self.state.step + 1, **asdict(bad)})
+        log.warning("row %d is skipped: %s", bad.row, bad.reason)
 
     def measure(self, *, is_last: bool) -> None:
         """Benchmarks, and the privilege probe: is the student better when it sees what the teacher sees?"""
@@ -243,15 +265,20 @@ class Loop:
             except ValueError:
                 continue  # batch() records it when its turn comes
         values = privilege_probe(state, chosen, score_answer)
-        gain = values["probe/privileged_accuracy"] - values["probe/plain_accuracy"]
-        if state.step == 0 and state.method.needs_self_target and gain < 0.02:
+        if state.step == 0 and state.method.needs_self_target:
+            self.warn_of_no_gain(values)
+        return values
+
+    def warn_of_no_gain(self, values: Mapping[str, float]) -> None:
+        """Says so where privilege does not help the student on the probe's prompts."""
+        plain, privileged = (values.get(f"probe/{view}_accuracy") for view in VIEWS)
+        if plain is not None and privileged is not None and privileged - plain < 0.02:
             self.tracker.say(
                 f"[yellow]warning:[/] on {len(self.probe_rows)} training prompts the student is right in "
-                f"{values['probe/privileged_accuracy']:.0%} with privilege and {values['probe/plain_accuracy']:.0%} "
+                f"{privileged:.0%} with privilege and {plain:.0%} "
                 "without: a self-target that gains nothing from privilege has nothing to teach. "
                 "Look at the annotations, or use method.name=opd"
             )
-        return values
 
     def save(self) -> None:
         """A checkpoint by the main process, while the others wait."""

@@ -55,6 +55,12 @@ class Sample:
                 f"sample {self.uid!r}: the plain view must carry no privileged context"
             )
 
+    @property
+    def place(self) -> str:
+        """Where the row lies, as ` (FILE line N)` behind a message; empty for a sample of no file."""
+        file, line = self.source.get("file"), self.source.get("line")
+        return f" ({file}{f' line {line}' if line else ''})" if file else ""
+
     def view(self, name: ViewName) -> View:
         """The view of that name."""
         return {"plain": self.plain, "privileged": self.privileged}[name]

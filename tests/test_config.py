@@ -75,3 +75,28 @@ def test_an_unknown_method_or_annotation_exits_2_naming_near_ones():
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 2 and near in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "checkpoint_every=0", "keep_checkpoints=-1", "seed=-1", "name=../../x", "name=a/b",
+        "data.limit=-1", "data.limit=0", "data.validate_rows=-1", "data.workers=-1",
+        "chat.max_prompt_length=0", "rollout.batch_size=0", "rollout.top_k=-1",
+        "rollout.temperature=.nan", "rollout.temperature=.inf", "evaluation.every=0",
+        "evaluation.limit=0", "optim.max_grad_norm=-1", "optim.max_grad_norm=0",
+        "optim.learning_rate=.inf", "optim.learning_rate=.nan", "optim.warmup_steps=-1",
+        "optim.weight_decay=-0.1", "optim.betas=[0.9, 1.0]", "method.top_k=0",
+        "method.chunk_size=0", "method.gap_threshold=.inf", "lora.rank=-1", "lora.alpha=0",
+    ],
+)  # fmt: skip
+def test_a_value_that_no_run_can_have_is_refused_with_its_name(setting):
+    name = setting.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"{name}=.* is not allowed: "):
+        read_config(ROOT / "scripts/recipes/demo.yaml", [setting])
+
+
+def test_clipping_can_be_off():
+    assert read_config(
+        ROOT / "scripts/recipes/demo.yaml", ["optim.max_grad_norm=.inf"]
+    ).optim.max_grad_norm == float("inf")

@@ -1,5 +1,7 @@
 """encode.py, rollout.py and scores.py on tiny random models: alignment, padding, EOS, blocked tokens."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -122,3 +124,27 @@ def test_an_image_token_written_in_the_text_names_the_sample():
     policy = tiny.vl_policy()
     with pytest.raises((ValueError, IndexError, StopIteration)):
         encoded(policy, [tiny.text_sample("<|image_pad|>")])
+
+
+@pytest.mark.parametrize("kind", ["text", "vl"])
+def test_special_tokens_of_the_tokenizer_are_refused_in_a_row_s_text(kind):
+    policy, (sample, *_) = policy_and_samples(kind)
+    for token in policy.tokenizer.all_special_tokens:
+        changed = replace(sample, question=f"what {token} ?")
+        with pytest.raises(
+            ValueError, match=f"sample 'a': its text holds {token!r}".replace("|", ".")
+        ):
+            encoded(policy, [changed])
+
+
+def test_a_prompt_longer_than_the_model_s_context_is_refused_with_both_numbers():
+    policy, (sample, *_) = policy_and_samples("text")
+    length = len(encoded(policy, [sample])[0].input_ids)
+    fits = replace(policy.encoder, context=length)
+    messages = build_prompts(sample).plain
+    assert len(encode_prompt(fits, messages, uid="a").input_ids) == length
+    with pytest.raises(
+        ValueError, match=rf"sample 'a': a prompt of {length} tokens.* {length - 1}$"
+    ):
+        encode_prompt(replace(fits, context=length - 1), messages, uid="a")
+    assert policy.encoder.context == policy.model.config.max_position_embeddings

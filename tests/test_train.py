@@ -24,6 +24,7 @@ from dopd_vlm.models.policy import load_policy
 from dopd_vlm.tracking.observer import NUM_PROBES
 from dopd_vlm.train import row_order, train
 from dopd_vlm.training.checkpoint import last_checkpoint
+from dopd_vlm.training.samples import stand_ins
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +193,80 @@ def test_row_order_passes_over_every_row_once_and_then_anew():
     order = row_order(5, seed=3, start=0, count=15)
     assert [sorted(order[i : i + 5]) for i in (0, 5, 10)] == [list(range(5))] * 3
     assert order[:5] != order[5:10] and order[4:9] == row_order(5, seed=3, start=4, count=5)
+
+
+class Rows(list):
+    """Samples of which some cannot be made, as rows read when asked for."""
+
+    def __init__(self, samples, bad: set[int]) -> None:
+        super().__init__(samples)
+        self.bad = bad
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise ValueError(f"row 'r{index}' (rows.jsonl line {index + 1}): no image")
+        return super().__getitem__(index)
+
+
+def steps_of(run_dir) -> list[dict]:
+    return [line for line in metrics(run_dir) if "loss" in line]
+
+
+def test_with_batches_of_one_a_good_row_stands_in_for_a_bad_one(models, tmp_path):
+    config = make_config(models, tmp_path, steps=4)
+    config = replace(config, optim=replace(config.optim, batch_size=1))
+    result = train(config, Rows(SAMPLES, {1, 2}))
+    assert result.step == 4 and 0 < result.num_skipped <= 4
+    lines = steps_of(result.run_dir)
+    assert [line["count/sequences"] for line in lines] == [lines[0]["count/sequences"]] * 4
+    skipped = (result.run_dir / "skipped.jsonl").read_text()
+    assert "row 'r1' (rows.jsonl line 2): no image" in skipped
+
+
+def test_a_resumed_run_takes_the_same_stand_ins(models, tmp_path):
+    def interrupt(student, at, is_last, *, teacher):
+        if at == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    rows = Rows(SAMPLES, {0, 3})
+    whole = train(make_config(models, tmp_path / "a"), rows)
+    part = train(make_config(models, tmp_path / "b"), rows, evaluate=interrupt)
+    assert part.interrupted and part.step == 3
+    again = train(make_config(models, tmp_path / "b", resume=True), rows)
+    losses = [[line["loss"] for line in steps_of(run.run_dir)] for run in (whole, again)]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert (whole.run_dir / "skipped.jsonl").read_text()
+
+
+def test_a_run_without_one_good_row_says_why(models, tmp_path):
+    with pytest.raises(ValueError, match=r"no row can be used.*line \d.*no image"):
+        train(make_config(models, tmp_path, steps=1), Rows(SAMPLES, {0, 1, 2, 3, 4}))
+
+
+def test_samples_without_a_readable_answer_train_and_are_left_out_of_the_accuracy(models, tmp_path):
+    def score(text, sample):
+        return None if sample.uid == SAMPLES[0].uid else 1.0
+
+    result = train(make_config(models, tmp_path, steps=2), SAMPLES, score_answer=score)
+    lines = metrics(result.run_dir)
+    assert {line["rollout/accuracy"] for line in lines if "rollout/accuracy" in line} == {1.0}
+    assert {line["probe/plain_accuracy"] for line in lines if "probe/plain_accuracy" in line} == {
+        1.0
+    }
+    assert any(line.get("rollout/unscored") for line in lines)
+    assert [line["probe/unscored"] for line in lines if "probe/plain_length" in line] == [1.0, 1.0]
+
+
+def test_where_no_answer_can_be_read_there_is_no_accuracy(models, tmp_path):
+    config = make_config(models, tmp_path, steps=1)
+    result = train(config, SAMPLES, score_answer=lambda text, sample: None)
+    lines = metrics(result.run_dir)
+    assert not any(name.endswith("accuracy") for line in lines for name in line)
+
+
+def test_every_row_comes_once_among_the_stand_ins():
+    for num_rows in (1, 2, 6, 35, 64):
+        orders = [list(stand_ins(num_rows, 3, place)) for place in range(20)]
+        assert all(sorted(order) == list(range(num_rows)) for order in orders)
+        assert len({order[0] for order in orders}) > 1 or num_rows == 1

@@ -76,6 +76,8 @@ class Encoder:
     """The id that stands for a piece of an image; None for text-only models."""
     path: str
     """Where the model was loaded from, for messages."""
+    context: int | None = None
+    """Tokens of a sequence that the model was made for; None where its configuration is silent."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -100,12 +102,21 @@ def encode_prompt(
     """One prompt up to where the completion begins; the template adds every special token, the tokenizer none.
 
     `image_cache` is shared by prompts that may show the same images.
-    Raises ValueError naming the uid when image tokens and image features do not agree in number.
+    Raises ValueError naming the uid when a turn's text holds one of the tokenizer's special tokens,
+    when image tokens and image features do not agree in number, or when the prompt is longer than
+    the model's context.
     """
+    _check_texts(encoder, messages, uid)
     text = encoder.processor.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
     )
-    return encode_text(encoder, text, _images(messages), uid=uid, image_cache=image_cache)
+    prompt = encode_text(encoder, text, _images(messages), uid=uid, image_cache=image_cache)
+    if encoder.context is not None and len(prompt.input_ids) > encoder.context:
+        raise ValueError(
+            f"sample {uid!r}: a prompt of {len(prompt.input_ids)} tokens, the context of "
+            f"{encoder.path!r} has {encoder.context}"
+        )
+    return prompt
 
 
 def encode_text(
@@ -154,6 +165,22 @@ def _images(messages: Sequence[Message]) -> list[Any]:
         block for turn in messages if isinstance(turn["content"], list) for block in turn["content"]
     ]
     return [block["image"] for block in blocks if block["type"] == "image"]
+
+
+def _check_texts(encoder: Encoder, messages: Sequence[Message], uid: str) -> None:
+    """The template writes special tokens; in a row's text they would be read as turns or images."""
+    tokenizer = encoder.tokenizer
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = [token for token in {*tokenizer.all_special_tokens, *added} if token]
+    for turn in messages:
+        blocks = turn["content"]
+        texts = [blocks] if isinstance(blocks, str) else [b.get("text", "") for b in blocks]
+        for token in special:
+            if any(token in text for text in texts):
+                raise ValueError(
+                    f"sample {uid!r}: its text holds {token!r}, a special token of {encoder.path!r}: "
+                    "write it in other words"
+                )
 
 
 def _check_marks(encoder: Encoder, text: str, num_images: int, uid: str) -> None:

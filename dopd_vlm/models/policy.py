@@ -52,6 +52,7 @@ class Policy:
             family=self.family,
             image_token_id=config.image_token_id if is_visual(config) else None,
             path=self.path,
+            context=config.get_text_config().to_dict().get("max_position_embeddings"),
         )
 
     @property

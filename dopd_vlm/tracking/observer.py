@@ -6,8 +6,7 @@ The numbers are what counts: a failure in here is logged, and the run goes on.
 import importlib.util
 import json
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,7 +59,7 @@ class Observer:
         samples: Sequence[Sample],
         rows: Sequence[int],
         tracker: Tracker,
-        score_answer: Callable[[str, Sample], float] | None,
+        score_answer: Callable[[str, Sample], float | None] | None,
     ) -> None:
         """`rows` are candidates for probes, in order; the first that can be encoded are taken."""
         self.state, self.samples, self.rows = state, samples, rows
@@ -182,13 +181,16 @@ def token_counts(logp: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def privilege_probe(
-    state: TrainState, samples: Sequence[EncodedSample], score: Callable[[str, Sample], float]
+    state: TrainState,
+    samples: Sequence[EncodedSample],
+    score: Callable[[str, Sample], float | None],
 ) -> dict[str, float]:
     """probe/<view>_accuracy and probe/<view>_length of the student's greedy completions in both views.
 
+    Samples that `score` gives None for count for the length alone; probe/unscored says how many.
     `samples` is this process's share; the values are those of all processes, on each of them.
     """
-    sums: Counter[str] = Counter(n=len(samples))
+    sums = {f"{view}_{value}": 0.0 for view in VIEWS for value in ("length", "accuracy", "scored")}
     features = StepFeatures()
     for view in VIEWS if samples else ():
         with state.accelerator.autocast():
@@ -202,8 +204,20 @@ def privilege_probe(
             )
         for rollout, sample in zip(rollouts, samples, strict=True):
             right = score(completion_text(state.student, rollout), sample.sample)
-            sums.update({f"{view}_accuracy": right, f"{view}_length": len(rollout.completion_ids)})
-    total = total_of(state.accelerator, sums)
-    count = max(1, total.pop("n"))
-    names = (f"{view}_{value}" for view in VIEWS for value in ("accuracy", "length"))
-    return {f"probe/{name}": total[name] / count for name in names}
+            sums[f"{view}_length"] += len(rollout.completion_ids)
+            sums[f"{view}_accuracy"] += right or 0.0
+            sums[f"{view}_scored"] += right is not None
+    return _probe_metrics(total_of(state.accelerator, {**sums, "n": float(len(samples))}))
+
+
+def _probe_metrics(total: Mapping[str, float]) -> dict[str, float]:
+    """Means of the sums over all processes."""
+    metrics = {}
+    for view in VIEWS:
+        scored = total[f"{view}_scored"]
+        metrics[f"probe/{view}_length"] = total[f"{view}_length"] / max(1, total["n"])
+        if scored:
+            metrics[f"probe/{view}_accuracy"] = total[f"{view}_accuracy"] / scored
+        if scored < total["n"]:
+            metrics["probe/unscored"] = total["n"] - scored
+    return metrics

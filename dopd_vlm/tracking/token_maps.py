@@ -56,7 +56,7 @@ def token_maps(
     samples: Sequence[EncodedSample],
     *,
     limits: Thresholds | None = None,
-    score_answer: Callable[[str, Sample], float] | None = None,
+    score_answer: Callable[[str, Sample], float | None] | None = None,
 ) -> list[dict[str, Any]]:
     """One completion of each sample with all that routing knows of its tokens; changes nothing.
 

@@ -7,9 +7,11 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from multiprocessing import forkserver, parent_process
+from random import Random
 from typing import Any
 
 import torch
@@ -64,6 +66,33 @@ def encoded_views(
             f"sample {sample.uid!r}: a prompt of {longest} tokens, chat.max_prompt_length is {limit}"
         )
     return prompts
+
+
+def encode_row(
+    config: RunConfig, encoder: Encoder, samples: Sequence[Sample], row: int
+) -> "EncodedSample | BadRow":
+    """The row's sample with its prompts, or why there is none, with the row's uid and file."""
+    try:
+        sample = samples[row]
+    except ValueError as error:
+        return BadRow(row=row, reason=str(error))
+    try:
+        return EncodedSample(sample=sample, prompts=encoded_views(config, encoder, sample))
+    except ValueError as error:
+        return BadRow(row=row, reason=f"{error}{sample.place}")
+
+
+def stand_ins(num_rows: int, seed: int, place: int) -> Iterator[int]:
+    """Every row once, in an order of its own for each place: which rows may stand in for a bad one.
+
+    A function of seed and place alone, so that a resumed run takes the same ones. Steps of a stride
+    that shares no divisor with the number of rows come by all of them.
+    """
+    random = Random(seed * 1_000_003 + place)
+    start, stride = random.randrange(num_rows), random.randrange(num_rows) + 1
+    while gcd(stride, num_rows) > 1:
+        stride += 1
+    return ((start + count * stride) % num_rows for count in range(num_rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +177,8 @@ class _EncodedRows(Dataset):
         self._config, self._samples, self._encoder = config, samples, encoder
 
     def __getitem__(self, row: int) -> EncodedSample | BadRow | Parcel:
-        try:
-            sample = self._samples[row]
-            prompts = encoded_views(self._config, self._encoder, sample)
-            made = EncodedSample(sample=sample, prompts=prompts)
-        except ValueError as error:
-            made = BadRow(row=row, reason=str(error))
-        return made if get_worker_info() is None else pack(made)
+        item = encode_row(self._config, self._encoder, self._samples, row)
+        return item if get_worker_info() is None else pack(item)
 
 
 def _start_worker(_: int) -> None:

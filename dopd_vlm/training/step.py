@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import Accelerator
 
 from dopd_vlm.distributed import total_of
 from dopd_vlm.models.forward import completion_hidden
@@ -67,22 +68,36 @@ def train_step(
     state: TrainState,
     samples: Sequence[EncodedSample],
     clock: Clock,
-    score: Callable[[str, Sample], float] | None = None,
+    score: Callable[[str, Sample], float | None] | None = None,
 ) -> StepOutput:
-    """One optimizer step on this process's share of the batch; `score` adds rollout/accuracy."""
+    """One optimizer step on this process's share of the batch; `score` adds rollout/accuracy.
+
+    Completions that it gives None for are left out of the accuracy and counted in rollout/unscored.
+    """
     features = StepFeatures()
     with clock.phase("rollout"):
         rollouts = roll_out(state, samples, features)
     output = distil_step(state, samples, rollouts, clock, features)
     if score is not None:
         per_sample = len(rollouts) // max(1, len(samples))
-        right = sum(
+        scores = [
             score(completion_text(state.student, rollout), samples[i // per_sample].sample)
             for i, rollout in enumerate(rollouts)
-        )
-        total = total_of(state.accelerator, {"right": right, "n": float(len(rollouts))})
-        output.metrics["rollout/accuracy"] = total["right"] / total["n"]
+        ]
+        output.metrics.update(accuracy_of(state.accelerator, scores))
     return output
+
+
+def accuracy_of(accelerator: Accelerator, scores: Sequence[float | None]) -> dict[str, float]:
+    """rollout/accuracy over the scored completions of all processes; rollout/unscored where some are not."""
+    scored = [score for score in scores if score is not None]
+    sums = {"right": sum(scored), "scored": float(len(scored)), "all": float(len(scores))}
+    total = total_of(accelerator, sums)
+    unscored = total["all"] - total["scored"]
+    metrics = {"rollout/unscored": unscored} if unscored else {}
+    return metrics | (
+        {"rollout/accuracy": total["right"] / total["scored"]} if total["scored"] else {}
+    )
 
 
 def distil_step(

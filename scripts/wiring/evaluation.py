@@ -24,7 +24,7 @@ class Evaluation:
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console
         self._samples = {
-            name: benchmark_samples(name, config.data, resizer(config))
+            name: benchmark_samples(name, config.data, resizer(config), console)
             for name in config.evaluation.tasks
         }
 

@@ -22,8 +22,15 @@ from dopd_vlm.eval.benchmarks.benchmark import Benchmark, load_benchmark
 from dopd_vlm.eval.benchmarks.convert import convert, to_rows
 from dopd_vlm.eval.benchmarks.sources import raw_rows
 from dopd_vlm.eval.completions.requests import pictures_hash
-from dopd_vlm.eval.scorers import score
+from dopd_vlm.eval.scorers import row_scorer, score
 from dopd_vlm.types import Sample, View
+
+PROGRAMS = ("code", "tests", "arrangement")
+"""Answer types whose scorers run the completion."""
+LISTED = 10
+"""Reasons that are printed; the others are counted."""
+SOME_ANSWER = "The answer is A"
+"""A completion that each scorer gets as far with as to read the row's own answer."""
 
 
 class LazySamples(Sequence[Sample]):
@@ -108,23 +115,64 @@ def local_path(model: str) -> str:
     return str(embedded_model(model)) if is_embedded(model) else model
 
 
-def score_answer(text: str, sample: Sample) -> float:
-    """Correctness of a completion by the sample's own answer type."""
-    return score(text, sample).correct
+def score_answer(text: str, sample: Sample) -> float | None:
+    """Correctness of a completion by the sample's own answer type; None where that cannot be said."""
+    try:
+        return score(text, sample).correct
+    except Exception:  # whatever a scorer raises costs this completion only, never the run
+        return None
+
+
+def answer_problem(
+    sample: Sample, answer_type: str = "row", options: Mapping[str, Any] | None = None
+) -> str | None:
+    """Why no completion can be scored against the sample's answer; None where one can.
+
+    Args:
+        answer_type: which scorer counts, as in a benchmark; `row` takes the sample's own.
+        options: of the scorer.
+
+    Answers that are programs are not run: only an empty one is a problem.
+    """
+    kind = sample.answer_type if answer_type == "row" else answer_type
+    try:
+        if kind not in PROGRAMS or not sample.answer.strip():
+            row_scorer(answer_type, options or {})(SOME_ANSWER, sample)
+    except Exception as error:  # a scorer may raise anything for an answer it cannot read
+        return f"{error}{sample.place}"
+    return None
+
+
+def scorable(samples: Sequence[Sample], task: Benchmark) -> tuple[list[Sample], list[str]]:
+    """The samples whose answers the task's scorer reads, and why each other one cannot count."""
+    reasons = [answer_problem(sample, task.answer_type, task.scorer) for sample in samples]
+    good = [sample for sample, reason in zip(samples, reasons, strict=True) if reason is None]
+    return good, [reason for reason in reasons if reason is not None]
 
 
 def benchmark_samples(
-    name: str, data: DataConfig, resize: Callable[..., Any] | None = None
+    name: str, data: DataConfig, resize: Callable[..., Any] | None, console: Console
 ) -> list[Sample]:
-    """A benchmark's questions with the privileged view of the recipe's annotations."""
+    """A benchmark's questions with the privileged view of the recipe's annotations; says what is left out."""
     benchmark = load_benchmark(name)
     rows = to_rows(benchmark, rows_of(benchmark.rows, benchmark.split))
     samples, skipped = make_samples(rows, data.annotations, coords=data.coords, resize=resize)
-    if not samples:
-        raise ValueError(
-            f"task {name!r} has no usable row: {skipped[0].reason if skipped else 'it is empty'}"
-        )
-    return samples
+    good, unreadable = scorable(samples, benchmark)
+    problems = [*(one.reason for one in skipped), *unreadable]
+    if problems:
+        say_left_out(name, problems, console)
+    if not good:
+        raise ValueError(f"task {name!r} has no usable row: {[*problems, 'it is empty'][0]}")
+    return good
+
+
+def say_left_out(task: str, problems: Sequence[str], console: Console) -> None:
+    """How many rows of the task are left out, and the first reasons."""
+    console.print(f"{task}: {len(problems)} rows are left out:", markup=False)
+    for reason in problems[:LISTED]:
+        console.print(f"  {reason}", markup=False)
+    if len(problems) > LISTED:
+        console.print(f"  and {len(problems) - LISTED} more")
 
 
 def task_samples(task: Benchmark, options: argparse.Namespace, console: Console) -> list[Sample]:
@@ -135,17 +183,16 @@ def task_samples(task: Benchmark, options: argparse.Namespace, console: Console)
     pool, samples, problems = ImagePool(), [], list(converted.problems)
     for row in converted.rows:  # one by one, so that equal images are never held twice
         good, skipped = make_samples([row], annotations, coords=options.coords)
+        good, unreadable = scorable(good, task)
         samples += map(pool.share, good)
-        problems += [one.reason for one in skipped]
+        problems += [*(one.reason for one in skipped), *unreadable]
     if converted.left_out:
         console.print(
             f"{task.name}: {converted.left_out} rows are not among those that the task keeps",
             markup=False,
         )
     if problems:
-        console.print(f"{task.name}: {len(problems)} rows are left out:", markup=False)
-        for reason in problems[:3]:
-            console.print(f"  {reason}", markup=False)
+        say_left_out(task.name, problems, console)
     return samples
 
 

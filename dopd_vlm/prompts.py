@@ -1,4 +1,4 @@
-"""Sample -> PromptPair of chat messages: the only file with prompt wording.
+"""Sample -> Prompts, chat messages of each view: the only file with prompt wording.
 
 The privileged messages are the plain ones with the privileged context in the last user turn (or the
 system turn, where the recipe says so) and the privileged images in place of the plain ones; history
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from dopd_vlm.types import Message, PromptPair, Sample, ViewName
+from dopd_vlm.types import Message, Prompts, Sample, ViewName
 
 PLACEHOLDER = "<image>"
 
@@ -55,13 +55,14 @@ def question_text(sample: Sample, template: PromptTemplate) -> str:
     return "".join(PLACEHOLDER if p is None else p for p in _question(sample, template))
 
 
-def build_prompts(sample: Sample, template: PromptTemplate | None = None) -> PromptPair:
-    """Both views' messages for one sample; with an empty context and equal images they are equal."""
+def build_prompts(sample: Sample, template: PromptTemplate | None = None) -> Prompts:
+    """All views' messages for one sample; views with equal contexts and images are equal."""
     template = template or PromptTemplate()
-    return PromptPair(
+    return Prompts(
         uid=sample.uid,
         plain=_messages(sample, "plain", template),
         privileged=_messages(sample, "privileged", template),
+        more={name: _messages(sample, name, template) for name in sample.views},
     )
 
 

@@ -1,4 +1,4 @@
-"""The records that flow: Sample -> PromptPair -> Rollout -> Regime, and the Route a regime takes.
+"""The records that flow: Sample -> Prompts -> Rollout -> Regime, and the Route a regime takes.
 
 Letters in shapes: B sequences, T completion tokens, V vocabulary, H hidden size.
 """
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
+from dopd_vlm.errors import unknown
+
 if TYPE_CHECKING:  # a recipe and its help need no torch
     import torch
 
-ViewName = Literal["plain", "privileged"]
+ViewName = str
+"""`plain`, `privileged`, or a name in `Sample.views`."""
 Message = dict[str, Any]
 """One chat turn: {"role": str, "content": str or a list of {"type": "image", "image": PIL} and
 {"type": "text", "text": str}}."""
@@ -24,7 +27,7 @@ class View:
     """What a model sees besides the question."""
 
     images: tuple[Image.Image, ...] = ()
-    """RGB pictures, EXIF-upright, alpha already composited."""
+    """RGB images, EXIF-upright, alpha already composited."""
     context: str = ""
     """Privileged text; empty in the plain view."""
 
@@ -39,6 +42,8 @@ class Sample:
     answer: str
     plain: View
     privileged: View
+    views: Mapping[str, View] = field(default_factory=dict)
+    """Further views by name."""
     choices: Mapping[str, str] | None = None
     """{letter: option text}, or None for open questions."""
     answer_type: str = "text"
@@ -62,21 +67,33 @@ class Sample:
         return f" ({file}{f' line {line}' if line else ''})" if file else ""
 
     def view(self, name: ViewName) -> View:
-        """The view of that name."""
-        return {"plain": self.plain, "privileged": self.privileged}[name]
+        """The view of that name. Raises ValueError for a name that the sample lacks."""
+        return _named({"plain": self.plain, "privileged": self.privileged, **self.views}, name)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptPair:
-    """Chat messages: rollouts come from `plain`, both targets score under `privileged`."""
+class Prompts:
+    """Chat messages of each view: rollouts come from `plain`, targets score under the others."""
 
     uid: str
     plain: list[Message]
     privileged: list[Message]
+    more: Mapping[str, list[Message]] = field(default_factory=dict)
+    """Those of `Sample.views`."""
 
     def view(self, name: ViewName) -> list[Message]:
-        """The messages of the view of that name."""
-        return {"plain": self.plain, "privileged": self.privileged}[name]
+        """The messages of that view. Raises ValueError for a name that is not there."""
+        return _named({"plain": self.plain, "privileged": self.privileged, **self.more}, name)
+
+
+PromptPair = Prompts
+"""The older name, of when there were two views."""
+
+
+def _named(views: Mapping[str, Any], name: str) -> Any:
+    if name not in views:
+        raise unknown("view", name, views)
+    return views[name]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,6 +174,9 @@ class MethodConfig:
     """The mass outside: one more outcome, none, or ignored, which is no distribution and pushes mass out."""
     temperature: float = 1.0
     """Softmax temperature inside the divergences."""
+    head_precision: Literal["auto", "bfloat16", "tf32", "float32"] = "auto"
+    """Operands of the output layers' products in the loss; sums are float32. auto: bfloat16 on a GPU that trains in
+    bfloat16 (what sampled the tokens, too), else each head's own."""
     chunk_size: int | None = None
     """Tokens per chunk of the loss; null chooses from free memory."""
 

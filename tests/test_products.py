@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from routed_case import Case, relative, small_k
+from test_step import make_rollouts, make_samples, make_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dopd_vlm.methods import METHODS
 from dopd_vlm.routed_loss import Head, Student, Target, routed_loss
 from dopd_vlm.routed_loss.products import Bfloat16Products, ExactProducts, products_for
 from dopd_vlm.routed_loss.softmax import LEAST_CUDA_ROWS, cuda_chunk_rows
+from dopd_vlm.training.step import Clock, distil_step
 
 PRODUCTS = (
     torch.ops.aten.mm,
@@ -117,3 +119,43 @@ def test_a_chunk_on_a_gpu_has_a_floor_and_a_ceiling():
     assert (
         2048 <= cuda_chunk_rows(60 << 30, row) <= 4608 and cuda_chunk_rows(200 << 30, row) <= 4608
     )
+
+
+def float32_state(precision):
+    """A training state whose models are float32; test_step's are float64."""
+    state = make_state("dopd")
+    for policy in (state.student, state.teacher):
+        policy.model.float()
+    method = replace(state.config.method, head_precision=precision)
+    state.config = replace(state.config, method=method)
+    return state
+
+
+def test_a_step_makes_one_copy_of_each_head():
+    state = float32_state("bfloat16")
+    first, again = state.head(state.student), state.head(state.student)
+    assert first.operand is again.operand and first.operand.dtype == torch.bfloat16
+    assert state.head(state.teacher).operand is not first.operand
+    with torch.no_grad():
+        state.student.head.weight.add_(1.0)
+    state.step += 1
+    fresh = state.head(state.student).operand
+    assert torch.equal(fresh, state.student.head.weight.detach().bfloat16())
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_a_cpu_run_keeps_its_heads_as_they_are(precision):
+    head = (state := float32_state(precision)).head(state.student)
+    assert head.precision == precision and head.operand is None
+
+
+def test_the_recipe_s_precision_reaches_every_product_of_the_loss():
+    state = float32_state("bfloat16")
+    exact = distil_step(float32_state("float32"), *batch(state), Clock())
+    rounded = distil_step(state, *batch(state), Clock())
+    assert rounded.metrics["loss"] != exact.metrics["loss"]
+    assert rounded.metrics["loss"] == pytest.approx(exact.metrics["loss"], rel=0.1)
+
+
+def batch(state):
+    return make_samples(state), make_rollouts()

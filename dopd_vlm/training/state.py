@@ -1,14 +1,16 @@
 """What a run carries from step to step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from dopd_vlm.config import RunConfig
 from dopd_vlm.methods import Method
-from dopd_vlm.models.policy import Policy
+from dopd_vlm.models.policy import Policy, output_head
+from dopd_vlm.routed_loss.head import Head, HeadPrecision
 
 
 @dataclass(kw_only=True)
@@ -28,3 +30,26 @@ class TrainState:
     """Softmax width: the smaller of the two heads, which may be padded differently."""
     step: int = 0
     num_skipped: int = 0
+    head_copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
+    """Of each float32 head its bfloat16 copy, and the step that it was made in."""
+
+    def head(self, policy: Policy) -> Head:
+        """The policy's head for the loss: its precision, and one bfloat16 copy a step where it needs one."""
+        head = replace(output_head(policy), precision=self.head_precision)
+        if head.precision != "bfloat16" or head.weight.dtype != torch.float32:
+            return head
+        key = id(policy.model)
+        step, copy = self.head_copies.get(key, (-1, None))
+        if copy is None or step != self.step:
+            copy = head.weight.detach().bfloat16()
+            self.head_copies[key] = self.step, copy
+        return replace(head, operand=copy)
+
+    @property
+    def head_precision(self) -> HeadPrecision:
+        """The recipe's, with `auto` decided where training is in bfloat16 on a GPU."""
+        chosen = self.config.method.head_precision
+        on_cores = (
+            self.accelerator.device.type == "cuda" and self.accelerator.mixed_precision == "bf16"
+        )
+        return "bfloat16" if chosen == "auto" and on_cores else chosen

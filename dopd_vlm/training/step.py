@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from dopd_vlm.distributed import total_of
 from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.image_features import StepFeatures
-from dopd_vlm.models.policy import Policy, output_head
+from dopd_vlm.models.policy import Policy
 from dopd_vlm.rollout.own import generate
 from dopd_vlm.routed_loss import LossOutput, Student, Target, routed_loss
 from dopd_vlm.routing import Counts, Thresholds
@@ -228,11 +228,11 @@ def micro_batch_loss(
     with state.accelerator.autocast(), recomputing(state):
         hidden = completion_hidden(student, batch, features)
     targets = {
-        "teacher": _loss_target(micro.teacher, state.teacher),
-        "self_target": _loss_target(micro.self_target, state.self_target),
+        "teacher": _loss_target(state, micro.teacher, state.teacher),
+        "self_target": _loss_target(state, micro.self_target, state.self_target),
     }
     return routed_loss(
-        Student(hidden=hidden, head=output_head(student)),
+        Student(hidden=hidden, head=state.head(student)),
         {name: target for name, target in targets.items() if target is not None},
         batch.completion_ids,
         batch.mask,
@@ -244,10 +244,12 @@ def micro_batch_loss(
     )
 
 
-def _loss_target(scored: ScoredTarget | None, policy: Policy | None) -> Target | None:
+def _loss_target(
+    state: TrainState, scored: ScoredTarget | None, policy: Policy | None
+) -> Target | None:
     if scored is None or policy is None:
         return None
-    return Target(hidden=scored.hidden, head=output_head(policy), scores=scored.scores)
+    return Target(hidden=scored.hidden, head=state.head(policy), scores=scored.scores)
 
 
 def _check_finite(state: TrainState, micro: MicroBatch, output: LossOutput) -> None:

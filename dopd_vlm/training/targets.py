@@ -14,7 +14,7 @@ from dopd_vlm.distributed import gather_rows
 from dopd_vlm.models.encoder import Batch, collate
 from dopd_vlm.models.forward import can_share, completion_hidden
 from dopd_vlm.models.image_features import StepFeatures
-from dopd_vlm.models.policy import Policy, output_head
+from dopd_vlm.models.policy import Policy
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
 from dopd_vlm.routing import Thresholds, thresholds
 from dopd_vlm.training.samples import EncodedSample
@@ -159,7 +159,7 @@ def _target(
         hidden = completion_hidden(policy, batch, features)
     scores = target_scores(
         hidden,
-        output_head(policy),
+        state.head(policy),
         batch.completion_ids,
         batch.mask,
         top_k=top_k,

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import reference
@@ -124,6 +125,35 @@ def test_weights_of_sequences_and_tokens():
     assert float(routing.token_weights(regime, uniform, mask).sum()) == pytest.approx(1.0)
     by_token = routing.token_weights(regime, uniform, mask, reduction="token-mean")
     assert by_token[mask].unique().tolist() == [pytest.approx(1 / int(mask.sum()))]
+
+
+def test_the_length_of_a_sequence_counts_tokens_without_a_regime():
+    """What is left out of training makes no other token of its sequence heavier."""
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    routes = method("dopd").routes
+    whole = routing.token_weights(torch.tensor([[0, 1, 2, 3]]), routes, mask)
+    cut = routing.token_weights(torch.tensor([[0, 1, -1, 3]]), routes, mask)
+    assert cut[0, 2] == 0 and torch.equal(cut[0, [0, 1, 3]], whole[0, [0, 1, 3]])
+    assert float(whole[0, 2]) == routes[Regime.HT].weight / 4
+
+
+def test_scores_are_compared_in_float64():
+    """Thresholds are float64 means; in the scores' own float32 a token beside them could fall on the other side."""
+    gen = torch.Generator().manual_seed(0)
+    teacher, student = -2 * torch.rand(2, 1, 4000, generator=gen)
+    mask = torch.ones(1, 4000, dtype=torch.bool)
+    for place in range(0, 4000, 400):
+        pair = teacher[0, place].double(), student[0, place].double()
+        q_teacher, q_self = (value.exp().item() for value in pair)
+        limits = routing.Thresholds(
+            gap=abs(float(pair[0] - pair[1])) * (1 + 1e-12), q_self=q_self, q_teacher=q_teacher
+        )
+        regime = routing.assign_regimes(teacher, student, mask, limits)
+        assert regime[0, place] == Regime.LH
+        q_above = replace(limits, q_teacher=q_teacher * (1 + 1e-12))
+        assert routing.assign_regimes(teacher, student, mask, q_above)[0, place] == Regime.LL
+        at_gap = replace(limits, gap=limits.gap * (1 - 2e-12))
+        assert routing.assign_regimes(teacher, student, mask, at_gap)[0, place] >= Regime.HT
 
 
 def test_micro_batches_add_up_to_the_batch():

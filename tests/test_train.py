@@ -23,7 +23,7 @@ from dopd_vlm.config import (
 from dopd_vlm.models.policy import load_policy
 from dopd_vlm.tracking.observer import NUM_PROBES
 from dopd_vlm.train import row_order, train
-from dopd_vlm.training.checkpoint import last_checkpoint
+from dopd_vlm.training.checkpoint import checkpoints, last_checkpoint
 from dopd_vlm.training.samples import stand_ins
 
 
@@ -169,6 +169,13 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one_whole(models, tmp
     assert found is not None and found.name == "step_000002"
     assert not list((result.run_dir / "checkpoints").glob("*.partial"))
     assert all(torch.equal(value, before[name]) for name, value in weights(result.run_dir).items())
+
+
+def test_the_last_checkpoint_and_as_many_as_asked_for_are_kept(models, tmp_path):
+    result = train(make_config(models, tmp_path, steps=4, every=1, keep_checkpoints=1), SAMPLES[:3])
+    kept = [path.name for path in checkpoints(result.run_dir)]
+    assert kept == ["step_000003", "step_000004"]
+    assert (result.run_dir / "checkpoint").resolve() == checkpoints(result.run_dir)[-1].resolve()
 
 
 def test_vocabularies_must_agree(models, tmp_path):

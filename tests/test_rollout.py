@@ -96,6 +96,25 @@ def test_tokens_are_drawn_as_often_as_their_probability_says():
     assert ((counts / 4000 - prob).abs() <= 4.5 * spread + 1e-9).all()
 
 
+@pytest.mark.parametrize("cut", [{"top_p": 0.6}, {"top_k": 4}])
+def test_tokens_come_from_the_nucleus_or_the_top_k_alone(cut):
+    policy, samples = policy_and_samples("text")
+    prompt = encoded(policy, samples)[:1]
+    hidden = completion_hidden(policy, collate(prompt, [torch.tensor([5])], pad_id=0))
+    prob, ids = policy.head(hidden)[0, 0].detach().softmax(-1).sort(descending=True)
+    # The nucleus: tokens before which less than top_p lies.
+    size = int((prob.cumsum(0) - prob < cut["top_p"]).sum()) if "top_p" in cut else cut["top_k"]
+    assert 1 < size < 30
+    rollouts = generate(
+        policy, prompt, num_generations=2000, max_completion_length=1, seed=5, **cut
+    )
+    logp = dict(zip(ids[:size].tolist(), (prob[:size] / prob[:size].sum()).log(), strict=True))
+    assert {int(r.completion_ids[0]) for r in rollouts} == set(logp)
+    for rollout in rollouts[:50]:
+        expected = logp[int(rollout.completion_ids[0])]
+        assert float(rollout.sampler_logp[0]) == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_eos_is_kept_even_where_pad_and_eos_are_one_id():
     policy, _ = policy_and_samples("text")
     policy.tokenizer.pad_token = policy.tokenizer.eos_token

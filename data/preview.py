@@ -1,15 +1,17 @@
 """A self-contained HTML page of what the student sees, what the teacher sees and what is trained on."""
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
+from markupsafe import Markup
 from PIL import Image
 
-from dopd_vlm.data_uri import image_uri
+from dopd_vlm.data_uri import thumbnail_uri
 from dopd_vlm.prompts import build_prompts
+from dopd_vlm.report.html import render
 from dopd_vlm.types import Message, Sample, View, ViewName
 
 from .views import Skipped
@@ -18,30 +20,6 @@ LONGEST_SIDE = 900
 """Pixels to which larger pictures are scaled down on the page."""
 SMALL_SIDE = 128
 """Smaller pictures are enlarged on the page, pixel by pixel."""
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1280px;padding:1rem;color:#1a1a1a}
-h1{font-size:1.35rem;overflow-wrap:anywhere}
-article{border:1px solid #bbb;border-radius:6px;margin:1rem 0;padding:.8rem 1rem;min-width:0}
-h2{font-size:1rem;margin:0;overflow-wrap:anywhere}h3{font-size:.85rem;margin:.4rem 0;color:#444}
-nav{display:flex;flex-wrap:wrap;gap:.15rem .9rem;font-size:.85rem;overflow-wrap:anywhere}
-.views{display:grid;grid-template-columns:1fr 1fr;gap:1rem}.views>div{min-width:0}
-figure{display:inline-block;margin:0 .6rem .4rem 0;max-width:100%;vertical-align:top}
-figcaption{font-size:.78rem;color:#555}
-img{max-width:100%;min-width:96px;border:1px solid #ddd;image-rendering:auto;display:block}
-img.small{image-rendering:pixelated;width:192px}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f6;padding:.5rem;border-radius:4px;
-  font-size:.85rem;margin:.3rem 0}
-mark{background:#ffe9a8}b.token{color:#0060a0;font-weight:600}
-details{margin:.5rem 0}summary{cursor:pointer;font-size:.9rem}
-.mask{font:.82rem/1.9 ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere;margin:.3rem 0}
-.mask span{border:1px solid #ddd;border-radius:3px;padding:0 .2rem;margin-right:.15rem;color:#666;
-  white-space:pre-wrap}
-.mask .on{background:#009E73;border-color:#007a59;color:#fff}
-.rollout .tm-views,.rollout label:has(.tm-probe),.rollout .tm-slide{display:none}
-table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left;
-  overflow-wrap:anywhere}
-@media(max-width:700px){.views{grid-template-columns:1fr}body{padding:.5rem}article{padding:.6rem}}
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +29,25 @@ class ShownToken:
     text: str
     is_trained: bool
     """Whether the loss counts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A stretch of text of one look."""
+
+    text: str
+    is_on: bool = False
+    """A special token, or in a mask a token that is trained on."""
+    count: int = 1
+    """How many of it follow each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Pieces of a prompt, marked where only the privileged view has them."""
+
+    pieces: Sequence[Piece]
+    is_marked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,113 +88,87 @@ def preview_page(
         skipped: rows that made no sample.
         rollouts: uid -> HTML of the sample's token map, put into its card as it is.
     """
-    found = rollouts or {}
+    pages = rollouts or {}
     cards = [
-        _card(number, sample, text, found.get(sample.uid, ""))
-        for number, (sample, text) in enumerate(zip(samples, prompts, strict=True), start=1)
+        _card(sample, text, pages.get(sample.uid, ""))
+        for sample, text in zip(samples, prompts, strict=True)
     ]
-    links = [
-        f'<a href="#row-{number}">{html.escape(sample.uid)}</a>'
-        for number, sample in enumerate(samples, start=1)
-    ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1><p>{len(samples)} rows. Left: the plain view, all that the "
-        "student is given. Right: the privileged view, for scoring only; what it adds to the text "
-        f"is <mark>marked</mark>.</p><nav>{''.join(links)}</nav>{_left_out(skipped)}"
-        f"{''.join(cards)}</body></html>"
-    )
+    return render("preview.html", title=title, cards=cards, skipped=skipped)
 
 
-def _left_out(skipped: Sequence[Skipped]) -> str:
-    if not skipped:
-        return ""
-    lines = [
-        f"<tr><td>{html.escape(row.uid)}</td><td>{html.escape(row.reason)}</td></tr>"
-        for row in skipped
-    ]
-    return f"<h2>{len(skipped)} rows left out</h2><table>{''.join(lines)}</table>"
-
-
-def _card(number: int, sample: Sample, prompts: Prompts, rollout: str) -> str:
+def _card(sample: Sample, prompts: Prompts, rollout: str) -> dict[str, Any]:
     counts = prompts.num_tokens or (None, None)
-    left = _view("plain", sample.plain, prompts, prompts.plain, counts[0])
-    right = _view("privileged", sample.privileged, prompts, prompts.privileged, counts[1])
-    shown = f'<div class="rollout"><h3>rollout</h3>{rollout}</div>' if rollout else ""
-    return (
-        f'<article id="row-{number}"><h2>'
-        f"{html.escape(sample.uid)}</h2>"
-        f"<p>answer ({html.escape(sample.answer_type)}): <b>{html.escape(sample.answer)}</b></p>"
-        f'<div class="views">{left}{right}</div>{_mask(prompts.sequence)}{shown}</article>'
-    )
+    return {
+        "sample": sample,
+        "views": [
+            _view("plain", sample.plain, prompts, prompts.plain, counts[0]),
+            _view("privileged", sample.privileged, prompts, prompts.privileged, counts[1]),
+        ],
+        "mask": _mask(prompts.sequence),
+        "num_trained": sum(token.is_trained for token in prompts.sequence),
+        "num_tokens": len(prompts.sequence),
+        "rollout": Markup(rollout),
+    }
 
 
-def _view(name: ViewName, view: View, prompts: Prompts, text: str, num_tokens: int | None) -> str:
-    head = name if num_tokens is None else f"{name}, {num_tokens} tokens"
-    pictures = "".join(_picture(image) for image in view.images) or "<p>no picture</p>"
-    marked = _marked(text, view.context, prompts.special)
-    return f"<div><h3>{head}</h3>{pictures}<pre>{marked}</pre></div>"
+def _view(
+    name: ViewName, view: View, prompts: Prompts, text: str, num_tokens: int | None
+) -> dict[str, Any]:
+    return {
+        "title": name if num_tokens is None else f"{name}, {num_tokens} tokens",
+        "images": list(map(_image, view.images)),
+        "parts": _parts(text, view.context, prompts.special),
+    }
 
 
-def _marked(text: str, context: str, special: Sequence[str]) -> str:
-    """Escaped text with special tokens and the privileged context standing out.
+def _parts(text: str, context: str, special: Sequence[str]) -> list[Part]:
+    """The text with the privileged context as a part of its own.
 
     White space may differ: a tokenizer of whole words puts its own between them.
     """
-    pieces = [re.escape(piece) for piece in re.findall(r"\w+|[^\w\s]", context)]
-    found = list(re.finditer(r"\s*".join(pieces), text)) if pieces else []
-    if not found:
-        return _tokens(text, special)
-    # The question may hold the same words; the context comes behind it.
-    start, end = found[-1].span()
-    parts = [_tokens(part, special) for part in (text[:start], text[start:end], text[end:])]
-    return f"{parts[0]}<mark>{parts[1]}</mark>{parts[2]}"
+    words = [re.escape(piece) for piece in re.findall(r"\w+|[^\w\s]", context)]
+    places = list(re.finditer(r"\s*".join(words), text)) if words else []
+    if not places:
+        return [Part(pieces=_pieces(text, special))]
+    # The question may hold the same words; the context follows it.
+    start, end = places[-1].span()
+    return [
+        Part(pieces=_pieces(text[:start], special)),
+        Part(pieces=_pieces(text[start:end], special), is_marked=True),
+        Part(pieces=_pieces(text[end:], special)),
+    ]
 
 
-def _tokens(text: str, special: Sequence[str]) -> str:
-    """Escaped, special tokens bold, and runs of one written as `<token> x N`."""
+def _pieces(text: str, special: Sequence[str]) -> list[Piece]:
+    """Text and special tokens in turn, a run of one token as one piece."""
     one = "|".join([r"<\|\w+\|>", *(re.escape(token) for token in special if token)])
-    shown, end = [], 0
+    pieces, end = [], 0
     for run in re.finditer(rf"({one})(?: ?\1)*", text):
-        token = html.escape(run[1])
-        count = run[0].count(run[1])
-        shown.append(html.escape(text[end : run.start()]))
-        shown.append(f'<b class="token">{token}</b>{f" x {count} " if count > 1 else ""}')
+        pieces.append(Piece(text=text[end : run.start()]))
+        pieces.append(Piece(text=run[1], is_on=True, count=run[0].count(run[1])))
         end = run.end()
-    return "".join([*shown, html.escape(text[end:])])
+    return [*pieces, Piece(text=text[end:])]
 
 
-def _mask(sequence: Sequence[ShownToken]) -> str:
-    """Prompt and completion token by token: what the loss counts is filled, the rest is outlined."""
-    if not sequence:
-        return ""
-    spans = []
+def _mask(sequence: Sequence[ShownToken]) -> list[Piece]:
+    """Prompt and completion token by token; what the loss counts is on, and long runs of one token are one piece."""
+    pieces = []
     for token, run in groupby(sequence):
         count = len(list(run))
-        many = f" x {count}" if count > 2 else ""
-        text = html.escape(token.text).replace("\n", "\u21b5\n")
-        css = ' class="on"' if token.is_trained else ""
-        spans += [f"<span{css}>{text}{many}</span>\u200b"] * (count if count == 2 else 1)
-    trained = sum(token.is_trained for token in sequence)
-    return (
-        f"<details><summary>completion mask: {trained} of {len(sequence)} tokens are trained on"
-        f'</summary><div class="mask">{"".join(spans)}</div></details>'
-    )
+        text = token.text.replace("\n", "\u21b5\n")
+        many = count if count > 2 else 1
+        piece = Piece(text=text, is_on=token.is_trained, count=many)
+        pieces += [piece] * (count if count == 2 else 1)
+    return pieces
 
 
-def _picture(image: Image.Image) -> str:
-    shown = image.copy()
-    shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+def _image(image: Image.Image) -> dict[str, Any]:
     is_small = max(image.size) < SMALL_SIDE
-    kind, options = ("png", {}) if is_small else ("jpeg", {"quality": 90})
-    small = ' class="small"' if is_small else ""
-    size = f"{image.width} x {image.height}"
-    return (
-        f'<figure><img{small} alt="{size} pixels" src="{image_uri(shown, kind, **options)}">'
-        f"<figcaption>{size}</figcaption></figure>"
-    )
+    return {
+        "uri": thumbnail_uri(image, LONGEST_SIDE),
+        "size": f"{image.width} x {image.height}",
+        "is_small": is_small,
+    }
 
 
 def _as_text(messages: Sequence[Message]) -> str:

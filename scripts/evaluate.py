@@ -84,6 +84,7 @@ def compare(options: argparse.Namespace, console: Console) -> None:
     from dopd_vlm.eval.results import tables as report
     from dopd_vlm.eval.results.page import write_comparison
     from dopd_vlm.eval.results.results import read_results
+    from dopd_vlm.scripts.wiring.evaluate_tasks import changed_examples
 
     first, second = options.compare
     a, b = read_results(first), read_results(second)
@@ -93,7 +94,8 @@ def compare(options: argparse.Namespace, console: Console) -> None:
         (options.out / "comparison.md").write_text(
             report.comparison_markdown(a, b), encoding="utf-8"
         )
-        path = write_comparison(options.out, a, b, (str(first), str(second)))
+        examples = changed_examples(a, b, options, console)
+        path = write_comparison(options.out, a, b, (str(first), str(second)), examples)
         console.print(f"written: {path}", markup=False)
 
 

@@ -104,6 +104,7 @@ def rollouts(
     """
     # Models are needed here only; without a checkpoint the page is made in seconds.
     from dopd_vlm.models.policy import load_policy
+    from dopd_vlm.report.method_text import method_text
     from dopd_vlm.report.token_page import token_map_html
     from dopd_vlm.tracking.token_maps import token_maps
     from dopd_vlm.training.build import build_state, make_accelerator
@@ -124,7 +125,7 @@ def rollouts(
     for sample, record in zip(samples, maps, strict=True):
         # Images and prompts stand in the card already.
         probe = {"uid": sample.uid, "answer": sample.answer, "plain": empty, "privileged": empty}
-        pages[sample.uid] = token_map_html([probe], [record])
+        pages[sample.uid] = token_map_html([probe], [record], method_text(state.method))
     return pages, {record["uid"]: tuple(record["tokens"]) for record in maps}
 
 

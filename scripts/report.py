@@ -31,12 +31,12 @@ def main(arguments: Sequence[str]) -> int:
 def _write(options: argparse.Namespace) -> Path:
     from dopd_vlm.report.comparison import write_comparison
     from dopd_vlm.report.run_page import write_report
-    from dopd_vlm.report.static_figure import write_still
+    from dopd_vlm.report.static_figure import write_figure
 
     if options.figure:
         if len(options.runs) > 1:
             raise ValueError("--figure draws one run; give one run folder")
-        return write_still(options.runs[0], options.figure, probe=options.probe, step=options.step)
+        return write_figure(options.runs[0], options.figure, probe=options.probe, step=options.step)
     if len(options.runs) == 1:
         return write_report(options.runs[0], options.out)
     if options.out is None:
@@ -68,7 +68,7 @@ def final_scores(run_dirs: Sequence[Path]) -> list[dict[str, str]]:
                 "step": str(step),
                 "n": str(one.n),
             }
-            line["accuracy, %"] = f"{100 * one.accuracy:.1f} +- {100 * one.stderr:.1f}"
+            line["accuracy, %"] = f"{100 * one.accuracy:.1f} ± {100 * one.stderr:.1f}"
             first = None if path is run_dirs[0] else baseline.get((task, view))
             lines.append(line | paired(one, first))
     return lines
@@ -87,7 +87,7 @@ def paired(one: "Results", first: "Results | None") -> dict[str, str]:
         return columns | {"minus first, %": "other questions"}
     found = paired_difference(one.per_question, first.per_question, one.clusters or None)
     columns |= {
-        "minus first, %": f"{100 * found.value:+.1f} +- {100 * found.stderr:.1f}",
+        "minus first, %": f"{100 * found.value:+.1f} ± {100 * found.stderr:.1f}",
         "p (paired)": f"{found.p_value:.3g}",
     }
     if {*one.per_question.values(), *first.per_question.values()} <= {0.0, 1.0}:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from test_endpoint import chat, server
 from test_lm_eval import text_task
 
 from dopd_vlm.eval.results.results import read_results
+from dopd_vlm.jsonl import read_lines, write_lines
 from dopd_vlm.scripts import evaluate as evaluate_script
 from dopd_vlm.scripts.wiring import evaluate_tasks
 
@@ -38,11 +40,19 @@ def test_evaluate_both_views_then_compare(tmp_path: Path) -> None:
     assert found == {(name, view): 3 for name in tasks for view in ("plain", "privileged")}
     assert len((out / "samples_lists__privileged.jsonl").read_text().splitlines()) == 3
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count('class="example"') >= 2 and "data:image/png;base64" in page
+    assert page.count('"uid":') == 12 and "data:image/png;base64" in page
     assert (out / "report.md").read_text(encoding="utf-8").startswith("| task | metric | plain |")
     compared = call("--compare", str(out), str(out), "--out", str(tmp_path / "compared"))
     assert compared.returncode == 0 and compared.stdout.count("shapes") == 2
-    assert (tmp_path / "compared" / "comparison.html").is_file()
+    assert '"uid":' not in (tmp_path / "compared" / "comparison.html").read_text(encoding="utf-8")
+    other = tmp_path / "other"
+    shutil.copytree(out, other)
+    file = other / "samples_shapes__plain.jsonl"
+    write_lines(file, [{**line, "accuracy": 1 - line["accuracy"]} for line in read_lines(file)])
+    changed = call("--compare", str(out), str(other), "--out", str(tmp_path / "changed"))
+    assert changed.returncode == 0, changed.stdout + changed.stderr
+    page = (tmp_path / "changed" / "comparison.html").read_text(encoding="utf-8")
+    assert page.count(' is better","prompt"') == 3 and "data:image/png;base64" in page
 
 
 def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -283,9 +283,9 @@ def test_results_file_has_the_field_names_and_reads_back(tmp_path: Path) -> None
 def test_tables_show_gap_and_comparison(tmp_path: Path) -> None:
     plain, privileged = run(), run(view="privileged")
     text = report.markdown([plain, privileged])
-    assert "| sums | accuracy | 57.1 +- " in text and "| +28.6 +- " in text
+    assert "| sums | accuracy | 57.1 ± " in text and "| +28.6 ± " in text
     same = report.comparison_markdown([plain], [plain])
-    assert "| +0.0 +- 0.0 | 1 | 0 | 0 | 1 |" in same
+    assert "| +0.0 ± 0.0 | 1 | 0 | 0 | 1 |" in same
     assert len(report.tables([plain])) == 1
     found = dataclasses.replace(plain, settings={"paper": {"Base": 40.0, "Method": 50.5}})
     other = dataclasses.replace(plain, name="other", settings={"paper": {"Method": 60.0}})

@@ -67,7 +67,7 @@ def test_rows_cannot_write_html_into_the_page() -> None:
     page, outline = page_of([row, {"uid": EVIL + "2", "question": ""}], ["captions"])
     assert "script" not in outline.tags
     assert page.count("&lt;script&gt;") >= 5
-    assert "1 rows left out" in page
+    assert "1 row left out" in page
     (sample,), _ = make_samples([row], [])
     tokens = (ShownToken(text=EVIL, is_trained=True),)
     prompts = Prompts(plain=EVIL, privileged=EVIL, special=(EVIL,), sequence=tokens)

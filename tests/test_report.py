@@ -1,4 +1,4 @@
-"""report.html, comparisons and still pictures: opened in a browser, from folders of every kind of run."""
+"""report.html, comparisons and figures: opened in a browser, from folders of every kind of run."""
 
 import json
 import math
@@ -14,13 +14,20 @@ from test_token_maps import as_shown
 from test_train import make_config
 
 from dopd_vlm.config import EvaluationConfig, to_yaml
+from dopd_vlm.methods import method
+from dopd_vlm.report import routing_figures, training_figures
 from dopd_vlm.report.comparison import comparison_page, curves, grouped, write_comparison
-from dopd_vlm.report.figures import collapse_step, run_figures
-from dopd_vlm.report.routing_figures import borders, histogram_figures
+from dopd_vlm.report.figures import Figure
+from dopd_vlm.report.html import render, sentence
+from dopd_vlm.report.method_text import method_text, read_method
+from dopd_vlm.report.plots import PLOTS, Compared, Plot, lines, run_plots
+from dopd_vlm.report.routing_figures import borders
 from dopd_vlm.report.run_page import report_page, write_report
-from dopd_vlm.report.static_figure import token_cells, write_still
+from dopd_vlm.report.static_figure import token_cells, write_figure
+from dopd_vlm.report.training_figures import collapse_step
 from dopd_vlm.run_folder import Series, read_run, recipe_difference, thinned
 from dopd_vlm.train import train
+from dopd_vlm.types import Regime
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = [tiny.vl_sample(f"row{i}", seed=i) for i in range(5)]
@@ -109,10 +116,73 @@ def test_a_phone_sees_no_sideways_scrolling(run_dir):
 
 def test_plotly_accepts_every_figure(run_dir):
     run = read_run(run_dir)
-    for figure in [*run_figures(run), *histogram_figures(run)]:
-        made = graph_objects.Figure(data=figure.data, layout=figure.layout)
-        assert len(made.data) == len(figure.data) > 0 and figure.caption.endswith(".")
-        assert "bad" in figure.caption
+    figures = [figure for part in run_plots(run).values() for figure in part]
+    assert {figure.key for figure in figures} == set(EXPECTED)
+    for figure in figures:
+        drawn = graph_objects.Figure(data=figure.data, layout=figure.layout)
+        assert len(drawn.data) == len(figure.data) > 0
+
+
+def test_every_plot_has_a_row_with_a_caption_and_every_row_a_plot(run_dir):
+    """A builder without a row would be a plot that no page shows."""
+    assert len({plot.key for plot in PLOTS}) == len(PLOTS)
+    for text in [p.caption for p in PLOTS] + [c.caption for p in PLOTS for c in p.compared]:
+        for name in ("dopd", "opd", "opsd"):
+            caption = sentence(text).render(method=method_text(method(name)))
+            assert caption.endswith(".") and "bad" in caption.lower(), caption
+    built = {f.title for part in run_plots(read_run(run_dir)).values() for f in part}
+    for module in (training_figures, routing_figures):
+        for name, build in vars(module).items():
+            if getattr(build, "__annotations__", {}).get("return") is Figure:
+                run, takes = read_run(run_dir), build.__code__.co_argcount
+                figure = build(*(run, read_method(run))[:takes])
+                assert figure.title in built, f"{module.__name__}.{name} has no row in PLOTS"
+
+
+def test_a_new_metric_is_one_row(run_dir):
+    row = Plot(
+        key="new",
+        section="Routing",
+        caption="{{ method.self_target }} tokens; bad is < 1.",
+        build=lines("Tokens", "tokens", {"count/completion_tokens": "tokens"}, tozero=True),
+        compared=(Compared(metric="count/*", title="", unit="tokens", caption="bad."),),
+    )
+    (figure,) = run_plots(read_run(run_dir), (row,))["Routing"]
+    assert figure.key == "new" and figure.caption == "live tokens; bad is < 1."
+    assert figure.data[0]["x"] == [1, 2, 3, 4]
+    empty = replace(row, build=lines("None", "tokens", {"count/absent": "absent"}))
+    assert run_plots(read_run(run_dir), (empty,)) == {}
+
+
+def test_legends_come_from_the_methods_own_table(run_dir):
+    dopd, swapped, plain = map(method_text, map(method, ("dopd", "dopd_no_teacher", "opd")))
+    assert dopd.legend(Regime.HT) == (
+        "high gap, teacher surer: JS divergence to the teacher (privileged view), weight 1"
+    )
+    assert "to the self-target" in swapped.legend(Regime.HT)
+    assert plain.every_token.startswith("reverse KL over the top 128 to the teacher (plain view)")
+    assert plain.self_target == "" and dopd.every_token == ""
+    run = read_run(run_dir)
+    assert (
+        read_method(run)
+        .legend(Regime.LH)
+        .startswith("low gap, both targets sure: reverse KL over the top 16 ")
+    )
+    unknown = replace(
+        run, config={**run.config, "method": {"name": "absent", "self_target": "ema"}}
+    )
+    text = read_method(unknown)
+    assert (
+        text.by_gap
+        and text.routes == {}
+        and text.legend(Regime.HS) == "high gap, self-target surer"
+    )
+    assert "Routing" in run_plots(unknown)
+
+
+def test_templates_escape_whatever_they_get():
+    page = render("token_page.html", title=EVIL, token_maps=EVIL)
+    assert EVIL not in page and page.count("&lt;script&gt;") == 2
 
 
 def test_the_page_says_what_was_run(run_dir):
@@ -127,7 +197,7 @@ def test_the_page_says_what_was_run(run_dir):
         "config.yaml name=run_again resume=false",
     ):
         assert text in page
-    assert "1 rows were skipped" in page or "rows were skipped" in page
+    assert "1 row left out:" in page or "rows left out:" in page
 
 
 def variant(tmp_path, name):
@@ -140,17 +210,13 @@ def variant(tmp_path, name):
         files = {"metrics.jsonl": lines[:1]}
     elif name == "empty regimes":
         files = {"metrics.jsonl": [{**line, **empty_regimes()} for line in lines]}
-    elif name == "no gap":
-        files = {
-            "metrics.jsonl": [
-                {k: v for k, v in line.items() if "threshold" not in k} for line in lines
-            ]
-        }
     elif name == "only an evaluation":
-        files = {"metrics.jsonl": [{"step": 0, **evaluate(None, 0, False)}]}
+        files = {"metrics.jsonl": [{"step": 0, **evaluate(None, 0, False, teacher=None)}]}
     elif name == "nothing yet":
         files = {}
     config = make_config(tmp_path, tmp_path, steps=6)
+    if name == "no gap":
+        config = replace(config, method=replace(config.method, name="opd"))
     (folder / "config.yaml").write_text(to_yaml(replace(config, name=name)), encoding="utf-8")
     for file, records in files.items():
         (folder / file).write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
@@ -187,9 +253,17 @@ def test_a_run_of_every_kind_gives_a_page(tmp_path):
     pages = {name: report_page(read_run(variant(tmp_path, name))) for name in VARIANTS}
     assert "Step 6 of 6" not in pages["killed"] and "All 6 steps" in pages["killed"]
     assert "Step 1 of 6" in pages["one step"] and "Step 0 of 6" in pages["nothing yet"]
-    assert "No plot: the method does not route by gap" in pages["no gap"]
+    for text in (
+        "Regime shares",
+        "Privilege advantage gap",
+        "self-target",
+        "privileged stay above",
+    ):
+        assert text in pages["killed"] and text not in pages["no gap"], text
+    assert "every token" in pages["no gap"] and "Loss by regime" not in pages["no gap"]
     assert "set evaluation.tasks" in pages["killed"]
     assert pages["nothing yet"].count('class="empty"') == 10
+    assert pages["no gap"].count('class="empty"') == pages["killed"].count('class="empty"') - 2
 
 
 @pytest.mark.parametrize("name", ["one step", "nothing yet"])
@@ -203,7 +277,7 @@ def test_their_pages_draw_what_there_is(tmp_path, name):
         assert opened.problems == []
 
 
-def test_text_only_and_several_pictures_and_an_interrupted_run(models, tmp_path):
+def test_text_only_and_several_images_and_an_interrupted_run(models, tmp_path):
     from PIL import Image
 
     from dopd_vlm.types import View
@@ -294,25 +368,25 @@ def test_a_comparison_shows_recipe_differences_and_scores(three, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["svg", "png", "pdf"])
-def test_a_still_picture_is_the_same_every_time(run_dir, tmp_path, ending):
-    first = write_still(run_dir, tmp_path / f"a.{ending}", probe=2, step=0).read_bytes()
-    again = write_still(run_dir, tmp_path / f"b.{ending}", probe=2, step=0).read_bytes()
+def test_a_figure_is_the_same_every_time(run_dir, tmp_path, ending):
+    first = write_figure(run_dir, tmp_path / f"a.{ending}", probe=2, step=0).read_bytes()
+    again = write_figure(run_dir, tmp_path / f"b.{ending}", probe=2, step=0).read_bytes()
     assert first == again and len(first) > 5000
 
 
-def test_mistakes_of_a_still_picture_are_named(run_dir, tmp_path):
+def test_mistakes_of_a_figure_are_named(run_dir, tmp_path):
     for fields, message in (
         ({"out": "x.jpg"}, r"\.svg, \.pdf, \.png"),
         ({"out": "x.svg", "probe": 9}, r"--probe 9: the run has 4 probes"),
         ({"out": "x.svg", "step": 3}, r"--step 3: .* at steps 0, 2, 4"),
     ):
         with pytest.raises(ValueError, match=message):
-            write_still(run_dir, tmp_path / fields.pop("out"), **fields)
+            write_figure(run_dir, tmp_path / fields.pop("out"), **fields)
     with pytest.raises(ValueError, match="holds no run"):
         write_report(tmp_path)
 
 
-def test_tokens_of_a_still_picture_do_not_overlap():
+def test_tokens_of_a_figure_do_not_overlap():
     cells = token_cells(["ab", " c\n", "\u4e2d\u6587", "x" * 50, ""], columns=12)
     assert [(row, column, width) for row, column, width, _ in cells] == [
         (0, 0, 2), (0, 3, 2), (1, 0, 4), (2, 0, 12), (3, 0, 1),
@@ -345,7 +419,7 @@ def test_final_scores_are_paired_on_the_same_questions(report_script, tmp_path):
     assert [line["step"] for line in lines] == ["10"] * 3
     assert lines[0]["minus first, %"] == "" and lines[2]["minus first, %"] == "other questions"
     # b is right on two more of four: mean 0.5, stderr sqrt(sum (d - 0.5)^2 / (n (n - 1))) = sqrt(1 / 12)
-    assert lines[1]["minus first, %"] == "+50.0 +- 28.9"
+    assert lines[1]["minus first, %"] == "+50.0 ± 28.9"
     assert (lines[1]["only this / only first"], lines[1]["p (McNemar)"]) == ("2 / 0", "0.5")
 
 

@@ -9,13 +9,17 @@ import tiny
 import torch
 from browser import open_page
 
+from dopd_vlm.methods import method
 from dopd_vlm.models.encoder import collate
 from dopd_vlm.models.forward import completion_hidden
+from dopd_vlm.report.method_text import method_text
 from dopd_vlm.report.token_page import token_map_html, token_map_page
 from dopd_vlm.tracking.token_maps import probe_record, token_map_text, token_maps
 from dopd_vlm.training.samples import encode_sample
 from dopd_vlm.training.step import Clock, distil_step
 from dopd_vlm.types import Rollout, View
+
+METHOD = method_text(method("dopd"))
 
 EVIL = "</script><script>throw new Error('row')</script><img src=x onerror=alert(1)>"
 
@@ -177,7 +181,7 @@ def check_tip(page, record, place):
 def test_hover_keys_and_slider_show_the_records_numbers(parts, tmp_path):
     probes, maps = parts
     path = tmp_path / "maps.html"
-    path.write_text(token_map_page(probes, maps), encoding="utf-8")
+    path.write_text(token_map_page(probes, maps, METHOD), encoding="utf-8")
     with open_page(path) as opened:
         page = opened.page
         assert page.locator(".tm-step").inner_text() == "step 7 (2 of 2)"
@@ -206,7 +210,7 @@ def test_hover_keys_and_slider_show_the_records_numbers(parts, tmp_path):
 def test_a_tap_on_a_phone_shows_the_numbers_within_the_screen(parts, tmp_path):
     probes, maps = parts
     path = tmp_path / "maps.html"
-    path.write_text(token_map_page(probes, maps), encoding="utf-8")
+    path.write_text(token_map_page(probes, maps, METHOD), encoding="utf-8")
     with open_page(path, width=400, height=800, has_touch=True) as opened:
         page = opened.page
         page.locator(".tm-token").nth(2).tap()
@@ -221,17 +225,17 @@ def test_a_page_over_its_budget_keeps_the_first_and_last_moment():
     probes, maps = page_parts()
     many = [{**record, "step": step} for step in range(40) for record in maps[3:]]
     tokens = sum(len(record["tokens"]) for record in maps[3:])
-    data = read_data(token_map_html(probes, many, budget=5 * tokens))
+    data = read_data(token_map_html(probes, many, METHOD, budget=5 * tokens))
     steps = [record["step"] for record in data["probes"][0]["maps"]]
     assert steps[0] == 0 and steps[-1] == 39 and len(steps) <= 5
-    cut = read_data(token_map_html(probes, many, budget=2 * 3 * 2))
+    cut = read_data(token_map_html(probes, many, METHOD, budget=2 * 3 * 2))
     assert [record["step"] for record in cut["probes"][0]["maps"]] == [0, 39]
     assert all(len(m["tokens"]) <= 2 < m["length"] for m in cut["probes"][0]["maps"])
 
 
 def test_without_maps_there_is_a_sentence():
     assert (
-        token_map_html([], [])
+        token_map_html([], [], METHOD)
         == "<p>There is no token map: no probe was rolled out in this run.</p>"
     )
 

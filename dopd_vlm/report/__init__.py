@@ -2,10 +2,10 @@
 
 from dopd_vlm.report.comparison import write_comparison
 from dopd_vlm.report.run_page import write_report
-from dopd_vlm.report.static_figure import write_still
+from dopd_vlm.report.static_figure import write_figure
 
 __all__ = [
     "write_comparison",
+    "write_figure",
     "write_report",
-    "write_still",
 ]

@@ -1,6 +1,5 @@
 """Two to eight runs on one page: curves, what their recipes differ in, and their last scores."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,31 +8,12 @@ from typing import Any
 
 from dopd_vlm.jsonl import write_whole
 from dopd_vlm.report.figures import Figure, Trace, axes
+from dopd_vlm.report.html import render
 from dopd_vlm.report.palette import SERIES
-from dopd_vlm.report.run_page import figure_grid, page
+from dopd_vlm.report.plots import Compared, compared_metrics
 from dopd_vlm.run_folder import PLACES, RunRecord, Series, flatten, read_run
 
 FEWEST, MOST = 2, 8
-CURVES = {
-    "rollout/accuracy": ("Right rollouts", "accuracy"),
-    "probe/plain_accuracy": ("Training prompts, plain, greedy", "accuracy"),
-    "probe/privileged_accuracy": ("Training prompts, privileged, greedy", "accuracy"),
-    "loss": ("Loss", "nats"),
-    "divergence/all": ("Mean divergence", "nats"),
-    "entropy/student": ("Entropy", "nats"),
-    "rollout/length": ("Completion length", "tokens"),
-    "share/ht": ("Share of HT", "share of tokens"),
-    "threshold/gap": ("Gap threshold", "nats"),
-    "optim/grad_norm": ("Gradient norm", "norm"),
-    "time/step_total": ("Seconds of a step", "seconds"),
-}
-"""Compared metrics beside the benchmarks: title and unit."""
-
-HOW_TO_READ = (
-    "One colour a run, or a group of runs that differ in their seed only; the line is their mean, the band goes "
-    "from the lowest to the highest: trust differences that are larger than the bands."
-)
-
 Score = Mapping[str, str]
 """One line of the table of scores: column -> text, the same columns in every line."""
 
@@ -64,17 +44,15 @@ def comparison_page(runs: Sequence[RunRecord], scores: Sequence[Score] = ()) -> 
             + ", ".join(str(run.path) for run in runs)
         )
     groups = grouped(runs)
-    title = " / ".join(group.name for group in groups)
-    intro = f"{len(runs)} runs in {len(groups)} groups of equal recipes; a band spans the seeds of a group."
-    sections = {
-        "Final scores": _table(scores)
-        if scores
-        else "<p>No run holds an evaluation: set evaluation.tasks.</p>",
-        "What differs": differences(runs),
-        "Curves": f"<p>{HOW_TO_READ}</p>{figure_grid(curves(groups))}",
-        "Runs": _table([{"run": run.name, **_state(run)} for run in runs]),
-    }
-    return page(title, intro, sections)
+    return render(
+        "comparison.html",
+        title=" / ".join(group.name for group in groups),
+        num_groups=len(groups),
+        scores=scores,
+        differences=differences(runs),
+        figures=curves(groups),
+        runs=[{"run": run.name, **_state(run)} for run in runs],
+    )
 
 
 def _state(run: RunRecord) -> dict[str, str]:
@@ -89,12 +67,12 @@ def _state(run: RunRecord) -> dict[str, str]:
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     """Runs by their recipe without its seed and places, in the order given."""
-    found: dict[str, list[RunRecord]] = {}
+    same: dict[str, list[RunRecord]] = {}
     for run in runs:
-        found.setdefault(json.dumps(_essence(run), sort_keys=True), []).append(run)
+        same.setdefault(json.dumps(_essence(run), sort_keys=True), []).append(run)
     return [
         Group(name=runs[0].name if len(runs) == 1 else _common_name(runs), runs=runs)
-        for runs in found.values()
+        for runs in same.values()
     ]
 
 
@@ -107,11 +85,11 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
     return f"{runs[0].name} (seeds {seeds})"
 
 
-def differences(runs: Sequence[RunRecord]) -> str:
+def differences(runs: Sequence[RunRecord]) -> list[dict[str, str]]:
     """Recipe fields in which any two runs differ, one column a run."""
     flat = [{k: v for k, v in flatten(run.config).items() if k not in PLACES} for run in runs]
     names = dict.fromkeys(name for tree in flat for name in tree)
-    rows = [
+    return [
         {
             "field": name,
             **{
@@ -122,32 +100,32 @@ def differences(runs: Sequence[RunRecord]) -> str:
         for name in names
         if len({json.dumps(tree.get(name), sort_keys=True) for tree in flat}) > 1
     ]
-    return _table(rows) if rows else "<p>Nothing: the recipes are the same, seed included.</p>"
 
 
 def curves(groups: Sequence[Group]) -> list[Figure]:
-    """One plot for each metric that any run has: the benchmarks first."""
-    tasks = dict.fromkeys(
-        name for g in groups for run in g.runs for name in run.names("eval/", "/accuracy")
+    """One plot for each compared metric that any run has: the benchmarks first."""
+    names = dict.fromkeys(name for g in groups for run in g.runs for name in run.names(""))
+    figures = (_curve(groups, curve) for curve in compared_metrics(list(names)).values())
+    return [figure for figure in figures if figure.data]
+
+
+def _curve(groups: Sequence[Group], curve: Compared) -> Figure:
+    coloured = zip(groups, SERIES, strict=False)
+    data = [
+        trace for group, colour in coloured for trace in group_traces(group, curve.metric, colour)
+    ]
+    return Figure(
+        key=f"curve-{curve.metric.replace('/', '-')}",
+        title=curve.title,
+        data=data,
+        layout=axes("step", curve.unit, percent=curve.unit == "accuracy"),
+        caption=curve.caption,
     )
-    titles = {name: (" ".join(name.split("/")[1:3]), "accuracy") for name in tasks} | CURVES
-    made = []
-    for name, (title, unit) in titles.items():
-        data = [
-            trace
-            for group, colour in zip(groups, SERIES, strict=False)
-            for trace in group_traces(group, name, colour)
-        ]
-        if data:
-            layout = axes("step", unit, percent=unit == "accuracy")
-            key = f"curve-{name.replace('/', '-')}"
-            made.append(Figure(key=key, title=title, data=data, layout=layout))
-    return made
 
 
 def group_traces(group: Group, name: str, colour: str) -> list[Trace]:
     """The mean of the group's runs at the steps that all of them have, and a band from lowest to highest."""
-    series = [found for run in group.runs if (found := run.series(name))]
+    series = [one for run in group.runs if (one := run.series(name))]
     if not series:
         return []
     steps, low, mean, high = band(series)
@@ -189,12 +167,3 @@ def band(
 def _faint(colour: str) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.18)"
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row.values()) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table class="facts"><tr>{head}</tr>{body}</table></div>'

@@ -1,19 +1,46 @@
-"""Plots of logged histograms: the gap with its threshold, and q_T against q_S with the regimes' borders."""
+"""Plots of routing by gap: loss and share of each regime, the gap, and q_T against q_S with the regimes' borders."""
 
 import math
 from typing import Any
 
-from dopd_vlm.report.figures import Figure, Trace, moments
-from dopd_vlm.report.palette import SERIES
-from dopd_vlm.run_folder import Record, RunRecord
+from dopd_vlm.report.figures import Figure, Trace, axes, line, stack
+from dopd_vlm.report.method_text import MethodText
+from dopd_vlm.report.palette import BLACK, BLUE, PAINTS, SERIES
+from dopd_vlm.run_folder import Record, RunRecord, spread
+from dopd_vlm.types import Regime
 
 BORDER_POINTS = 60
-WHY_NOT = "the method does not route by gap, or no step was taken"
+MOST_MOMENTS = 6
+"""Steps whose histograms are drawn."""
 
 
-def histogram_figures(run: RunRecord) -> list[Figure]:
-    """Both plots, over up to six moments of the run."""
-    return [gap_histogram(run), confidence_density(run)]
+def regime_loss(run: RunRecord, method: MethodText) -> Figure:
+    """Mean divergence of the tokens of each regime, of all tokens, and the weighted loss."""
+    data = line("loss (weighted)", run.series("loss"), BLACK, line={"dash": "dot"})
+    if method.by_gap:
+        for regime in Regime:
+            kind = regime.name.lower()
+            series = run.series(f"divergence/{kind}", where=f"share/{kind}")
+            data += line(regime.name, series, PAINTS[regime].fill)
+    else:
+        data += line("mean divergence", run.series("divergence/all"), BLUE)
+    return Figure(
+        key="loss",
+        title="Loss by regime" if method.by_gap else "Loss",
+        data=data,
+        layout=axes("step", "nats, log scale", log=True),
+    )
+
+
+def regime_shares(run: RunRecord) -> Figure:
+    """Stacked shares of the four regimes."""
+    colours = {f"share/{r.name.lower()}": (r.name, PAINTS[r].fill) for r in Regime}
+    return Figure(
+        key="shares",
+        title="Regime shares",
+        data=stack(run, colours),
+        layout={**axes("step", "share of tokens", percent=True), "barmode": "stack"},
+    )
 
 
 def gap_histogram(run: RunRecord) -> Figure:
@@ -38,7 +65,7 @@ def gap_histogram(run: RunRecord) -> Figure:
             }
         )  # fmt: skip
     return Figure(
-        key="gap", title="Privilege advantage gap", data=traces, missing=WHY_NOT,
+        key="gap", title="Privilege advantage gap", data=traces,
         layout={
             "xaxis": {"title": {"text": "gap, nats"}, "type": "log", "dtick": 1, "exponentformat": "power"},
             "yaxis": {"title": {"text": "share of tokens"}, "tickformat": ".0%", "rangemode": "tozero"},
@@ -49,29 +76,29 @@ def gap_histogram(run: RunRecord) -> Figure:
 
 def confidence_density(run: RunRecord) -> Figure:
     """Heat map of q_T against q_S with the borders of the regimes; a slider walks through the moments."""
-    chosen = [record for record in moments(run) if any(map(any, record["q_counts"]))]
+    records = [record for record in moments(run) if any(map(any, record["q_counts"]))]
     traces: list[Trace] = []
     per_moment = 2
-    for index, record in enumerate(chosen):
-        is_shown = index == len(chosen) - 1
+    for index, record in enumerate(records):
+        is_shown = index == len(records) - 1
         traces += [{**trace, "visible": is_shown} for trace in _density(record)]
     steps = [
         {
             "label": str(record["step"]), "method": "restyle",
             "args": [{"visible": [at // per_moment == index for at in range(len(traces))]}],
         }
-        for index, record in enumerate(chosen)
+        for index, record in enumerate(records)
     ]  # fmt: skip
     slider = {
-        "active": max(0, len(chosen) - 1), "steps": steps, "pad": {"t": 45}, "currentvalue": {"prefix": "step "},
+        "active": max(0, len(records) - 1), "steps": steps, "pad": {"t": 45}, "currentvalue": {"prefix": "step "},
     }  # fmt: skip
     axis: dict[str, Any] = {"range": [0, 1], "constrain": "domain", "tickformat": ".1f"}
     return Figure(
-        key="density", title="Confidence of both targets", data=traces, missing=WHY_NOT,
+        key="density", title="Confidence of both targets", data=traces,
         layout={
-            "xaxis": {**axis, "title": {"text": "q_S, privileged student"}},
+            "xaxis": {**axis, "title": {"text": "q_S, self-target"}},
             "yaxis": {**axis, "title": {"text": "q_T, teacher"}, "scaleanchor": "x"},
-            "annotations": _names() if traces else [], "sliders": [slider] if len(chosen) > 1 else [],
+            "annotations": _names() if traces else [], "sliders": [slider] if len(records) > 1 else [],
             "height": 560, "showlegend": False, "hovermode": "closest",
         },
     )  # fmt: skip
@@ -136,3 +163,8 @@ def _names() -> list[dict[str, Any]]:
         }
         for name, (x, y, right, down) in places.items()
     ]  # fmt: skip
+
+
+def moments(run: RunRecord) -> list[Record]:
+    """The steps whose histograms are drawn."""
+    return spread(run.histograms, MOST_MOMENTS)

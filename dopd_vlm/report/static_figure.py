@@ -1,4 +1,4 @@
-"""A still picture of a run for a README or a paper: one probe with coloured tokens, and the regime shares.
+"""A figure of a run for a README or a paper: one probe with coloured tokens, and the regime shares.
 
 Needs matplotlib (extra `viz`). The same run gives the same file, byte for byte.
 """
@@ -13,23 +13,24 @@ from typing import Any
 
 from PIL import Image
 
+from dopd_vlm.report.method_text import read_method
 from dopd_vlm.report.palette import PAINTS
 from dopd_vlm.run_folder import Record, RunRecord, read_run
 from dopd_vlm.types import Regime
 
 FORMATS = (".svg", ".pdf", ".png")
 WIDTH, COLUMNS = 10.0, 92
-"""Inches of the picture, and characters of a line of the completion."""
+"""Inches of the figure, and characters of a line of the completion."""
 LINE_HEIGHT = 0.27
 """Inches."""
 MOST_LINES = 12
 GREY = "#eeeeee"
 
 
-def write_still(
+def write_figure(
     run_dir: str | Path, out: str | Path, *, probe: int = 1, step: int | None = None
 ) -> Path:
-    """The picture of one token map at `out`, whose ending chooses svg, pdf or png.
+    """The figure of one token map at `out`, whose ending chooses svg, pdf or png.
 
     Args:
         run_dir: a run folder with token maps.
@@ -42,11 +43,11 @@ def write_still(
     path, run = Path(out), read_run(run_dir)
     if path.suffix not in FORMATS:
         raise ValueError(f"--figure {path}: the ending must be one of {', '.join(FORMATS)}")
-    shown = chosen_map(run, probe, step)
+    shown = token_map_of(run, probe, step)
     try:
         import matplotlib
     except ImportError as error:
-        raise ValueError("a picture needs matplotlib: pip install 'dopd-vlm[viz]'") from error
+        raise ValueError("a figure needs matplotlib: pip install 'dopd-vlm[viz]'") from error
     settings: Any = {
         "svg.hashsalt": "dopd",
         "font.size": 9,
@@ -60,16 +61,16 @@ def write_still(
     return path
 
 
-def chosen_map(run: RunRecord, probe: int, step: int | None) -> Record:
+def token_map_of(run: RunRecord, probe: int, step: int | None) -> Record:
     """The token map of that probe and moment. Raises ValueError naming what there is."""
     if not 1 <= probe <= len(run.probes):
         raise ValueError(f"--probe {probe}: the run has {len(run.probes)} probes, counted from 1")
-    found = {m["step"]: m for m in run.maps if m["uid"] == run.probes[probe - 1]["uid"]}
-    if not found or (step is not None and step not in found):
+    maps = {m["step"]: m for m in run.maps if m["uid"] == run.probes[probe - 1]["uid"]}
+    if not maps or (step is not None and step not in maps):
         raise ValueError(
-            f"--step {step}: token maps of this probe exist at steps {', '.join(map(str, found)) or '(none)'}"
+            f"--step {step}: token maps of this probe exist at steps {', '.join(map(str, maps)) or '(none)'}"
         )
-    return found[max(found) if step is None else step]
+    return maps[max(maps) if step is None else step]
 
 
 def token_cells(tokens: Sequence[str], columns: int = COLUMNS) -> list[tuple[int, int, int, str]]:
@@ -97,25 +98,25 @@ def _draw(run: RunRecord, probe: Record, shown: Record) -> Any:
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.5), layout="constrained")
     rows = figure.add_gridspec(3, 1, height_ratios=heights)
     top = rows[0].subgridspec(1, 4, width_ratios=[1, 1, 1.6, 1.9])
-    _picture(figure.add_subplot(top[0]), probe["plain"], "plain: the student")
-    _picture(figure.add_subplot(top[1]), probe["privileged"], "privileged: both targets")
+    _image(figure.add_subplot(top[0]), probe["plain"], "plain: the student")
+    _image(figure.add_subplot(top[1]), probe["privileged"], "privileged: both targets")
     _words(figure.add_subplot(top[2]), probe)
-    _legend(figure.add_subplot(top[3]))
+    _legend(figure.add_subplot(top[3]), run)
     _completion(figure.add_subplot(rows[1]), cells, shown)
     _shares(figure.add_subplot(rows[2]), run, shown["step"])
     return figure
 
 
-def _picture(axes: Any, view: Record, title: str) -> None:
+def _image(axes: Any, view: Record, title: str) -> None:
     axes.set_title(title, fontsize=9)
     axes.axis("off")
     if not view["images"]:
-        axes.text(0.5, 0.5, "no picture", ha="center")
+        axes.text(0.5, 0.5, "no image", ha="center")
         return
     images = [_decoded(uri) for uri in view["images"]]
     axes.imshow(images[0], interpolation="nearest")
     if len(images) > 1:
-        axes.text(0, 1.02, f"1 of {len(images)} pictures", transform=axes.transAxes, fontsize=7)
+        axes.text(0, 1.02, f"1 of {len(images)} images", transform=axes.transAxes, fontsize=7)
 
 
 def _decoded(uri: str) -> Image.Image:
@@ -137,12 +138,17 @@ def _words(axes: Any, probe: Record) -> None:
     )
 
 
-def _legend(axes: Any) -> None:
+def _legend(axes: Any, run: RunRecord) -> None:
     from matplotlib.patches import Patch
 
     axes.axis("off")
+    method = read_method(run)
+    if not method.by_gap:
+        text = textwrap.fill(f"every token: {method.every_token}", 34)
+        axes.text(0, 1, text, va="top", fontsize=8, transform=axes.transAxes, parse_math=False)
+        return
     handles = [
-        Patch(color=paint.fill, label=f"{regime.name}  {textwrap.fill(paint.meaning, 34)}")
+        Patch(color=paint.fill, label=f"{regime.name}  {textwrap.fill(method.legend(regime), 34)}")
         for regime, paint in PAINTS.items()
     ]
     axes.legend(handles=handles, loc="upper left", frameon=False, fontsize=8)

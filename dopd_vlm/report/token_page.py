@@ -1,17 +1,17 @@
-"""Token maps as HTML: pictures, prompts and coloured tokens, with a slider over training.
+"""Token maps as HTML: images, prompts and coloured tokens, with a slider over training.
 
 `token_map_html` returns a fragment that needs nothing else; script and style lie in assets/.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from dopd_vlm.report.html import render
+from dopd_vlm.report.method_text import MethodText
 from dopd_vlm.report.palette import PAINTS
 
-ASSETS = Path(__file__).parent / "assets"
 TOKEN_BUDGET = 20_000
 """Tokens of one page, about 3 MB; beyond it moments are left out, then the ends of completions."""
 COLUMNS = ("regime", "loss", "weight", "gap", "q_plain", "q_self", "q_teacher")
@@ -20,14 +20,19 @@ Record = Mapping[str, Any]
 
 
 def token_map_html(
-    probes: Sequence[Record], maps: Sequence[Record], *, budget: int = TOKEN_BUDGET
-) -> str:
+    probes: Sequence[Record],
+    maps: Sequence[Record],
+    method: MethodText,
+    *,
+    budget: int = TOKEN_BUDGET,
+) -> Markup:
     """The maps of all probes and moments, one shown at a time.
 
     Args:
         probes: of `token_maps.probe_record`.
         maps: of `token_maps.token_maps`, of any number of steps; a map belongs to the probe of
             its uid, and is shown in the order of its `step`.
+        method: for the legend.
         budget: tokens of the page; the first and the last moment are kept longest.
 
     Returns:
@@ -36,42 +41,15 @@ def token_map_html(
     known = {probe["uid"] for probe in probes}
     maps = [record for record in maps if record["uid"] in known]
     if not maps:
-        return "<p>There is no token map: no probe was rolled out in this run.</p>"
-    data = safe_json(_page_data(probes, _within(maps, budget, len(known))))
-    style, script, frame = (asset(f"token_map.{kind}") for kind in ("css", "js", "html"))
-    return (
-        f'<style>{style}</style>{frame}<script type="application/json">{data}</script></section>'
-        f"<script>{script}</script>"
-    )
+        return Markup("<p>There is no token map: no probe was rolled out in this run.</p>")
+    data = _page_data(probes, _within(maps, budget, len(known)), method)
+    return render("token_map.html", data=data)
 
 
-def token_map_page(probes: Sequence[Record], maps: Sequence[Record]) -> str:
+def token_map_page(probes: Sequence[Record], maps: Sequence[Record], method: MethodText) -> Markup:
     """The same as a whole page."""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><title>token maps</title></head>'
-        f'<body style="margin:1rem">{token_map_html(probes, maps)}</body></html>'
-    )
-
-
-def safe_json(value: Any) -> str:
-    """Compact JSON that may stand inside a script element, whatever a row says."""
-    text = json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c")
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what JSON does not know: inf and nan."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def asset(name: str) -> str:
-    """The text of a file of assets/."""
-    return (ASSETS / name).read_text(encoding="utf-8")
+    token_maps = token_map_html(probes, maps, method)
+    return render("token_page.html", title="token maps", token_maps=token_maps)
 
 
 def _within(maps: Sequence[Record], budget: int, num_probes: int) -> list[Record]:
@@ -91,21 +69,29 @@ def _cut(record: Record, longest: int) -> Record:
     return {**record, **cut, "top": top, "length": whole}
 
 
-def _page_data(probes: Sequence[Record], maps: Sequence[Record]) -> dict[str, Any]:
+def _page_data(
+    probes: Sequence[Record], maps: Sequence[Record], method: MethodText
+) -> dict[str, Any]:
     """What the script reads: every token text once in `strings`, elsewhere its index."""
     index: dict[str, int] = {}
-    shown = []
+    pages = []
     for probe in probes:
         own = sorted((m for m in maps if m["uid"] == probe["uid"]), key=lambda m: m["step"])
         if own:
-            shown.append({**probe, "maps": [_compact(record, index) for record in own]})
+            pages.append({**probe, "maps": [_compact(record, index) for record in own]})
     return {
-        "probes": shown,
+        "probes": pages,
         "strings": list(index),
         "paints": [
-            {"name": regime.name, **{k: getattr(paint, k) for k in ("fill", "ink", "meaning")}}
+            {
+                "name": regime.name,
+                "fill": paint.fill,
+                "ink": paint.ink,
+                "meaning": method.legend(regime),
+            }
             for regime, paint in PAINTS.items()
         ],
+        "every_token": method.every_token,
     }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dopd_vlm.distributed import total_of
 from dopd_vlm.models.image_features import StepFeatures
+from dopd_vlm.report.method_text import method_text
 from dopd_vlm.report.run_page import write_report
 from dopd_vlm.report.token_page import token_map_page
 from dopd_vlm.rollout.own import generate
@@ -105,7 +106,8 @@ class Observer:
         for record in maps:
             self.tracker.write(MAPS_FILE, record)
         if self.state.accelerator.trackers:
-            page = token_map_page([probe_record(probe) for probe in probes], maps)
+            method = method_text(self.state.method)
+            page = token_map_page([probe_record(probe) for probe in probes], maps, method)
             text = "\n\n".join(map(token_map_text, maps))
             log_token_maps(self.state.accelerator, page, text, self.state.step)
 

@@ -1,6 +1,7 @@
 """Sample records -> Results."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ def aggregate(
     found = accuracy_metric().compute(predictions=list(per_question.values()), references=keys)
     assert found is not None
     num_generations = len(records) // len(samples)
-    categories = _by_label(per_question, _labels(samples, task.category), clusters)
+    labels = _labels(samples, task.category)
+    categories = _by_label(per_question, labels, clusters)
     return Results(
         name=task.name,
         view=view,
@@ -46,6 +48,7 @@ def aggregate(
         clusters=clusters,
         categories={label: part.value for label, part in categories.items()},
         category_stderr={label: _finite(part.stderr) for label, part in categories.items()},
+        category_n=dict(Counter(labels.values())),
         second=_second(task, samples, per_question, categories)
         | _parts(records)
         | (_yes_f1(records, clusters) if task.answer_type == "yes_no" else {}),

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dopd_vlm.report.figures import Figure
@@ -13,25 +12,16 @@ from .results import Results, privilege_gap
 from .stats import paired_difference
 
 VIEW_COLOURS: dict[ViewName, str] = {"plain": SERIES[0], "privileged": SERIES[4]}
-SYMBOLS = ("diamond", "circle", "cross", "triangle-up")
+SYMBOLS = ("diamond", "circle", "square", "triangle-up", "cross", "star", "hexagon")
+"""One fewer than SERIES has colours, so that 56 pairs differ."""
 TWO_SIDED_95 = 1.96
+PERCENT = ".2~%"
+"""d3: up to two decimals, none of them a closing zero, so that ticks half a percent apart differ."""
 LINE_PX = 26
 """Height of one bar of a horizontal plot."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationFigure(Figure):
-    """A plot with a caption of its own."""
-
-    note: str
-
-    @property
-    def caption(self) -> str:
-        """How to read it."""
-        return self.note
-
-
-def score_figure(results: Sequence[Results]) -> EvaluationFigure:
+def score_figure(results: Sequence[Results]) -> Figure:
     """Every task's score in both views with standard errors; published numbers as points."""
     data = [
         _bars(view, [found for found in results if found.view == view], VIEW_COLOURS[view])
@@ -39,7 +29,7 @@ def score_figure(results: Sequence[Results]) -> EvaluationFigure:
         if any(found.view == view for found in results)
     ]
     data += _references(results)
-    return EvaluationFigure(
+    return Figure(
         key="scores",
         title="Scores",
         data=data,
@@ -48,21 +38,25 @@ def score_figure(results: Sequence[Results]) -> EvaluationFigure:
             "hovermode": "closest",
             "yaxis": _percent_axis("score"),
             "xaxis": {"type": "category"},
+            "scattermode": "group",
+            "height": 420,
         },
-        note="Bars are means over questions, lines one standard error (clustered where questions share a "
-        "picture). Points are published numbers: other models, prompts or decoding, so a "
+        caption="Bars are means over questions, lines one standard error (clustered where questions share an "
+        "image). Points are published numbers: other models, prompts or decoding, so a "
         "reference and no target.",
     )
 
 
-def gap_figure(results: Sequence[Results]) -> EvaluationFigure:
-    """Privileged minus plain with paired standard errors, one bar a task that has both views."""
-    views = {(found.name, found.view): found for found in results}
+def gap_figures(results: Sequence[Results]) -> list[Figure]:
+    """Privileged minus plain with paired standard errors, a bar a task that has both views; [] without any."""
+    views = {(one.name, one.view): one for one in results}
     gaps = {
         name: privilege_gap(views[name, "plain"], views[name, "privileged"])
-        for name in dict.fromkeys(found.name for found in results)
+        for name in dict.fromkeys(one.name for one in results)
         if {(name, "plain"), (name, "privileged")} <= views.keys()
     }
+    if not gaps:
+        return []
     bar = {
         "type": "bar",
         "x": list(gaps),
@@ -71,28 +65,29 @@ def gap_figure(results: Sequence[Results]) -> EvaluationFigure:
         "marker": {"color": SERIES[2]},
         "name": "privileged - plain",
     }
-    return EvaluationFigure(
+    figure = Figure(
         key="gap",
         title="Privilege gap",
-        data=[bar] if gaps else [],
+        data=[bar],
         layout={
             "hovermode": "closest",
+            "height": 420,
             "yaxis": _percent_axis("gap", None),
             "xaxis": {"type": "category"},
         },
-        missing="no task was run in both views: --view plain,privileged",
-        note="How much of a score is information: the same questions with annotations shown, minus "
+        caption="How much of a score is information: the same questions with annotations shown, minus "
         "without, with the paired standard error. Near 0 the annotations do not help this model.",
     )
+    return [figure]
 
 
-def category_figures(results: Sequence[Results]) -> list[EvaluationFigure]:
+def category_figures(results: Sequence[Results]) -> list[Figure]:
     """One plot for each task whose questions have categories."""
     names = dict.fromkeys(found.name for found in results if len(found.categories) > 1)
     return [_categories([f for f in results if f.name == name]) for name in names]
 
 
-def difference_figure(pairs: Sequence[tuple[Results, Results]]) -> EvaluationFigure:
+def difference_figure(pairs: Sequence[tuple[Results, Results]]) -> Figure:
     """A minus B on the same questions with 95 % intervals, one line a task and view."""
     found = [
         paired_difference(a.per_question, b.per_question, a.clusters or None) for a, b in pairs
@@ -106,7 +101,7 @@ def difference_figure(pairs: Sequence[tuple[Results, Results]]) -> EvaluationFig
         "marker": {"size": 10, "color": SERIES[0]},
         "name": "A - B",
     }
-    return EvaluationFigure(
+    return Figure(
         key="difference",
         title="A - B",
         data=[points],
@@ -120,7 +115,7 @@ def difference_figure(pairs: Sequence[tuple[Results, Results]]) -> EvaluationFig
             },
             "yaxis": {"type": "category", "autorange": "reversed"},
         },
-        note="Mean difference over the same questions with its 95 % interval (1.96 paired standard errors). "
+        caption="Mean difference over the same questions with its 95 % interval (1.96 paired standard errors). "
         "An interval that holds 0 is no evidence of a difference.",
     )
 
@@ -138,7 +133,7 @@ def _bars(view: ViewName, found: Sequence[Results], colour: str) -> dict[str, An
 
 
 def _references(results: Sequence[Results]) -> list[dict[str, Any]]:
-    """One series a model or method; where the colours go round, another symbol tells them apart."""
+    """One series a model or method, each with a symbol and a colour of its own."""
     tasks = {found.name: found.reference for found in results}
     names = dict.fromkeys(who for reference in tasks.values() for who in reference)
     return [
@@ -146,12 +141,14 @@ def _references(results: Sequence[Results]) -> list[dict[str, Any]]:
             "type": "scatter",
             "mode": "markers",
             "name": who,
+            "offsetgroup": who,  # with scattermode group: beside each other, not on top
             "x": [task for task, reference in tasks.items() if who in reference],
             "y": [reference[who] / 100 for reference in tasks.values() if who in reference],
             "marker": {
-                "symbol": SYMBOLS[(1 + index) // len(SERIES) % len(SYMBOLS)],
-                "size": 9,
+                "symbol": SYMBOLS[index % len(SYMBOLS)],
+                "size": 10,
                 "color": SERIES[(1 + index) % len(SERIES)],
+                "line": {"width": 1, "color": "#fff"},
             },
             "hovertemplate": "%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
         }
@@ -159,21 +156,22 @@ def _references(results: Sequence[Results]) -> list[dict[str, Any]]:
     ]
 
 
-def _categories(found: Sequence[Results]) -> EvaluationFigure:
+def _categories(found: Sequence[Results]) -> Figure:
     labels = list(dict.fromkeys(label for one in found for label in one.categories))
+    names = [_named(label, found) for label in labels]
     data = [
         {
             "type": "bar",
             "orientation": "h",
             "name": one.view,
-            "y": labels,
+            "y": names,
             "x": [one.categories.get(label) for label in labels],
             "error_x": _errors([_stderr(one.category_stderr, label) for label in labels]),
             "marker": {"color": VIEW_COLOURS[one.view]},
         }
         for one in found
     ]
-    return EvaluationFigure(
+    return Figure(
         key=f"categories-{found[0].name}",
         title=f"By category: {found[0].name}",
         data=data,
@@ -181,11 +179,16 @@ def _categories(found: Sequence[Results]) -> EvaluationFigure:
             "barmode": "group",
             "hovermode": "closest",
             "height": 130 + LINE_PX * len(labels) * len(found),
-            "xaxis": _percent_axis("score"),
+            "xaxis": {**_percent_axis("score", None), "rangemode": "tozero"},
             "yaxis": {"type": "category", "autorange": "reversed"},
         },
-        note="Means over the questions of each category, lines one standard error.",
+        caption="Means over the questions of each category, lines one standard error.",
     )
+
+
+def _named(label: str, results: Sequence[Results]) -> str:
+    sizes = {one.category_n[label] for one in results if label in one.category_n}
+    return f"{label} (n = {max(sizes)})" if sizes else label
 
 
 def _stderr(errors: Mapping[str, float | None], label: str) -> float:
@@ -199,5 +202,5 @@ def _errors(stderrs: Sequence[float], factor: float = 1.0) -> dict[str, Any]:
 
 
 def _percent_axis(title: str, top: float | None = 1.02) -> dict[str, Any]:
-    axis: dict[str, Any] = {"title": {"text": title}, "tickformat": ".0%"}
+    axis: dict[str, Any] = {"title": {"text": title}, "tickformat": PERCENT}
     return axis | ({"range": [0, top]} if top else {})

@@ -48,6 +48,8 @@ class Results:
     """Category -> accuracy."""
     category_stderr: Mapping[str, float | None] = field(default_factory=dict)
     """Category -> stderr as of `stderr`; None for a single question."""
+    category_n: Mapping[str, int] = field(default_factory=dict)
+    """Category -> its questions."""
     pass_at: Mapping[str, float] = field(default_factory=dict)
     """`pass@k` -> unbiased estimate, k up to num_generations."""
     second: Mapping[str, float] = field(default_factory=dict)

@@ -19,8 +19,9 @@ COLUMNS = (
     "empty",
     "truncated",
     "errors",
+    "tokens",
 )
-"""`errors` are answers whose scorer failed and requests that a server did not answer."""
+"""`errors` are answers whose scorer failed and requests that a server did not answer; `tokens` a completion's mean."""
 COMPARE_COLUMNS = (
     "task",
     "view",
@@ -105,9 +106,24 @@ def _lines(results: Sequence[Results]) -> list[list[str]]:
                 " / ".join(_percent(found.empty_rate) for found in shown),
                 " / ".join(_percent(found.truncated_rate) for found in shown),
                 " / ".join(_percent(found.error_rate + found.failed_rate) for found in shown),
+                " / ".join(f"{found.mean_tokens:.0f}" for found in shown),
             ]
         )
-    return found_lines
+    return [*found_lines, *_average(results)]
+
+
+def _average(results: Sequence[Results]) -> list[list[str]]:
+    """The plain mean over the tasks of each view, where there are several tasks; its errors are not known."""
+    names = {one.name for one in results}
+    if len(names) < 2:
+        return []
+    views = {view: [one for one in results if one.view == view] for view in ("plain", "privileged")}
+    means = [
+        _percent(sum(one.accuracy for one in part) / len(part)) if len(part) == len(names) else "-"
+        for part in views.values()
+    ]
+    n = sum({one.name: one.n for one in results}.values())
+    return [[f"average of {len(names)}", "-", *means, "-", str(n), *["-"] * (len(COLUMNS) - 6)]]
 
 
 def comparison_lines(a: Sequence[Results], b: Sequence[Results]) -> list[list[str]]:
@@ -169,7 +185,7 @@ def _signed(value: float, stderr: float) -> str:
 
 
 def _error(stderr: float) -> str:
-    return "" if math.isnan(stderr) else f" +- {100 * stderr:.1f}"
+    return "" if math.isnan(stderr) else f" ± {100 * stderr:.1f}"
 
 
 def _percent(share: float) -> str:

@@ -25,7 +25,8 @@ from dopd_vlm.eval.benchmarks.benchmark import SUITES, Benchmark, load_benchmark
 from dopd_vlm.eval.completions.endpoint import only_model
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results import tables as report
-from dopd_vlm.eval.results.page import Shown, shown, write_report
+from dopd_vlm.eval.results.examples import Example, Shown, changed_samples
+from dopd_vlm.eval.results.page import EXAMPLES, shown, write_report
 from dopd_vlm.eval.results.results import Results, write_results
 from dopd_vlm.jsonl import read_lines
 from dopd_vlm.models.policy import Policy, load_policy
@@ -97,7 +98,9 @@ def _add_task(
             return isinstance(model, Policy) and process_state().num_processes == 1
         found.results.append(made)
         if made.samples_path is not None and process_state().is_main_process:
-            found.examples[made.name, view] = shown(read_lines(made.samples_path), samples)
+            found.examples[made.name, view] = shown(
+                task.name, read_lines(made.samples_path), samples, task.category
+            )
     return True
 
 
@@ -210,3 +213,33 @@ def finish(found: Findings, out: Path | None, console: Console) -> None:
     console.print(
         f"written to {out}/: results.json, report.md, samples_*.jsonl; {page}", markup=False
     )
+
+
+def changed_examples(
+    a: Sequence[Results], b: Sequence[Results], options: argparse.Namespace, console: Console
+) -> list[Example]:
+    """Questions that changed between two evaluations, with both answers, from their samples files."""
+    examples: list[Example] = []
+    samples: dict[str, list[Sample]] = {}
+    for one, other in report.common(a, b):
+        files = [
+            folder / part.samples_path
+            for folder, part in zip(options.compare, (one, other), strict=True)
+            if part.samples_path is not None
+        ]
+        if len(files) < 2:
+            continue
+        if one.name not in samples:
+            samples[one.name] = _samples_for_images(one.name, options, console)
+        records = (read_lines(files[0]), read_lines(files[1]))
+        examples += changed_samples(one, records, samples[one.name], EXAMPLES)
+    return examples
+
+
+def _samples_for_images(task: str, options: argparse.Namespace, console: Console) -> list[Sample]:
+    """The task's questions; none where its rows cannot be read here: answers are worth a page without images."""
+    try:
+        return task_samples(load_benchmark(task), options, console)
+    except ValueError as error:
+        console.print(f"{task}: its questions are shown without images: {error}", markup=False)
+        return []

@@ -84,7 +84,7 @@ class Evaluation:
         """Accuracy in percent with standard errors: student before and after, teacher, per view."""
         names = (step_name(0), step_name(self.config.optim.max_steps), "teacher")
         evaluations = [self._saved(name) for name in names]
-        table = Table(title="accuracy in %, +- standard error")
+        table = Table(title="accuracy in %, ± standard error")
         for column in (
             "task",
             "view",
@@ -100,7 +100,7 @@ class Evaluation:
                 change = "-"
                 if before and after:
                     difference = paired_difference(after.per_question, before.per_question, None)
-                    change = f"{100 * difference.value:+.1f} +- {100 * difference.stderr:.1f}"
+                    change = f"{100 * difference.value:+.1f} ± {100 * difference.stderr:.1f}"
                 table.add_row(name, view, _cell(before), _cell(after), change, _cell(teacher))
         return table
 
@@ -129,4 +129,4 @@ def _metrics(prefix: str, result: Results) -> dict[str, float]:
 
 
 def _cell(result: Results | None) -> str:
-    return "-" if result is None else f"{100 * result.accuracy:.1f} +- {100 * result.stderr:.1f}"
+    return "-" if result is None else f"{100 * result.accuracy:.1f} ± {100 * result.stderr:.1f}"

@@ -27,7 +27,7 @@ function tokenMaps(root) {
       : "privileged view: for scoring only"));
     for (const uri of view.images) {
       const image = make("img");
-      image.alt = name + " picture";
+      image.alt = name + " image";
       image.onload = () => { if (Math.max(image.naturalWidth, image.naturalHeight) < 128) image.classList.add("tm-small"); };
       image.src = uri;
       box.append(image);
@@ -44,7 +44,8 @@ function tokenMaps(root) {
     const box = find("legend");
     box.replaceChildren();
     if (!map.regime) {
-      box.append(make("li", "", "This method does not route by gap: every token takes the same way. Darker is a larger loss."));
+      box.append(make("li", "", (data.every_token ? "every token: " + data.every_token
+        : "this method does not route by gap") + ". Darker is a larger loss."));
       return;
     }
     if (state.colour === "loss") {
@@ -125,7 +126,7 @@ function tokenMaps(root) {
       list.append(make("dt", "", name), cell);
     }
     const tops = make("div", "tm-tops");
-    for (const [name, heading] of [["student", "student plain"], ["self_target", "student privileged"],
+    for (const [name, heading] of [["student", "student plain"], ["self_target", "self-target"],
       ["teacher", "teacher"]])
       tops.append(top(heading, map.top[name] ? map.top[name][index] : null, id));
     tip.replaceChildren(title, list, tops);

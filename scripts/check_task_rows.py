@@ -10,11 +10,11 @@ Exits with 1 when a verdict is wrong or a row cannot be read.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dopd_vlm.data.views import make_samples
+from dopd_vlm.data.views import make_sample
 from dopd_vlm.eval.benchmarks.benchmark import Benchmark, load_benchmark
 from dopd_vlm.eval.benchmarks.convert import Row, convert
 from dopd_vlm.eval.official.autologi import solve
@@ -82,24 +82,24 @@ def check(task: Benchmark, pairs: Sequence[tuple[Row, Row]]) -> dict[str, Verdic
     count = row_scorer(task.answer_type, task.scorer)
     names = ("gold accepted", "wrong rejected", "empty unread")
     gold, wrong, empty = found = [Verdicts() for _ in names]
-    for sample, raw in _samples(pairs):
-        for verdicts, text in (
-            (gold, gold_text(task, sample, raw)),
-            (wrong, wrong_text(sample, task)),
-        ):
-            if text is not None:
-                score = count(text, sample)
-                is_right = score.correct == 1.0
-                verdicts.add(sample, text, is_right != (verdicts is gold), score.rule)
-        nothing = count("", sample)
-        empty.add(sample, "", nothing.correct != 0 and not _wants_nothing(sample), nothing.rule)
-    return dict(zip(names, found, strict=True))
-
-
-def _samples(pairs: Sequence[tuple[Row, Row]]) -> Iterator[tuple[Sample, Row]]:
     for row, raw in pairs:
-        (sample,), _ = make_samples([row], [])
-        yield sample, raw
+        try:
+            sample = make_sample(row, [])
+            trials = (
+                (gold, gold_text(task, sample, raw)),
+                (wrong, wrong_text(sample, task)),
+            )
+            for verdicts, text in trials:
+                if text is not None:
+                    score = count(text, sample)
+                    is_right = score.correct == 1.0
+                    verdicts.add(sample, text, is_right != (verdicts is gold), score.rule)
+            nothing = count("", sample)
+            empty.add(sample, "", nothing.correct != 0 and not _wants_nothing(sample), nothing.rule)
+        except Exception as error:  # a row, or an answer, that the scorer cannot read
+            gold.tried += 1
+            gold.wrong.append(f"{row.get('uid')}: {type(error).__name__}: {error}")
+    return dict(zip(names, found, strict=True))
 
 
 def gold_text(task: Benchmark, sample: Sample, raw: Row) -> str | None:

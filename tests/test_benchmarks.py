@@ -81,3 +81,22 @@ def test_unknown_task_names_near_ones() -> None:
 def test_several_greedy_completions_are_refused() -> None:
     with pytest.raises(ValueError, match="temperature above 0"):
         Generation(num_generations=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows: r", "own.yaml lacks description"),
+        ("- a", "must hold settings of a benchmark, got list"),
+        ("", "must hold settings of a benchmark, got NoneType"),
+        ("a: [", "own.yaml is no YAML"),
+        ("rows: r\ndescription: d\nprompts: x", "own.yaml, prompts must be a mapping"),
+        ("rows: r\ndescription: d\nannotations: 5", "own.yaml: a list or mapping is none"),
+        ("rows: r\ndescription: d\nkeep: [a]", "own.yaml: a list or mapping is none"),
+        ("rows: r\ndescription: d\ngeneration: {temperature: warm}", "own.yaml, generation: "),
+    ],
+)
+def test_whatever_an_own_task_file_gets_wrong_names_the_file(tmp_path, text, message) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_benchmark(str(tmp_path / "own.yaml"))

@@ -51,3 +51,27 @@ def test_broken_rows_and_false_golds_are_shown(check: Check, tmp_path: Path) -> 
 def test_pictures_may_be_absent(check: Check) -> None:
     status, text = check("mmstar", FIXTURES / "mmstar.jsonl", "--no-pictures", "--limit", "1")
     assert status == 0 and "2 rows, 1 used" in text
+
+
+OURS = """\
+description: rows in this project's own schema
+rows: mine.jsonl
+answer_type: row
+"""
+
+
+def test_rows_in_our_own_schema_are_tried_and_a_bad_one_is_named(check, tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text(OURS)
+    good = {"uid": "a", "question": "what ?", "answer": "red"}
+    rows = [
+        good,
+        {**good, "uid": "b", "answer_type": "number", "answer": "three red"},
+        {**good, "uid": "c", "question": ""},
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, text = check(tmp_path / "mine.yaml", tmp_path / "mine.jsonl")
+    assert status == 1 and "mine: 3 rows, 3 used" in text
+    assert "c: ValueError: row 'c'" in text and "the question is empty" in text
+    (tmp_path / "mine.jsonl").write_text(json.dumps(good) + "\n")
+    status, text = check(tmp_path / "mine.yaml", tmp_path / "mine.jsonl")
+    assert status == 0 and "gold accepted: 1/1" in text

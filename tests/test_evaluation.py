@@ -1,5 +1,7 @@
 """A recipe's benchmarks in its run: the teacher answers with the run's own weights, the table has all."""
 
+import json
+
 import pytest
 import tiny
 from rich.console import Console
@@ -42,3 +44,24 @@ def test_a_run_without_a_teacher_loads_one_for_the_table_once(measure):
     assert loads == ["embedded:teacher_text"]
     step, results = last_evaluation(evaluation.run_folder(evaluate.config))
     assert (step, [(r.name, r.view, r.n) for r in results]) == (2, [("lists", "plain", 4)])
+
+
+def test_an_own_task_by_path_has_its_numbers_in_the_table(tmp_path, capsys) -> None:
+    rows = [
+        {"uid": "a", "question": "count 3 4", "answer": "7", "answer_type": "number"},
+        {"uid": "b", "question": "count 3 4", "answer": "none", "answer_type": "number"},
+        {"uid": "c", "question": "count 3 4", "answer": "7", "choices": 5},
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = tmp_path / "own.yaml"
+    own.write_text(f"description: d\nrows: {tmp_path / 'own.jsonl'}\nanswer_type: row\n")
+    overrides = [f"evaluation.tasks=[{own}]", "evaluation.views=[plain]", f"output_dir={tmp_path}"]
+    config = read_config(recipe_path("demo_text"), overrides)
+    evaluate = Evaluation(config, Console(width=200))
+    told = capsys.readouterr().out
+    assert "2 rows are left out" in told and "own.jsonl line 2" in told and "line 3" in told
+    teacher = tiny.text_policy(1)
+    metrics = evaluate(tiny.text_policy(0), 0, False, teacher=teacher)
+    assert metrics["eval/own/plain/n"] == 1
+    cells = [list(column.cells) for column in evaluate.table().columns]
+    assert cells[0] == ["own"] and cells[2] != ["-"] and cells[5] != ["-"]

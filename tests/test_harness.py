@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from dopd_vlm.eval.benchmarks.benchmark import Benchmark, Generation, load_benchmark
-from dopd_vlm.eval.completions.generators import FAILED, Completion
+from dopd_vlm.eval.completions.generators import FAILED, Completion, local_generator
 from dopd_vlm.eval.completions.requests import make_requests, model_fingerprint
 from dopd_vlm.eval.completions.store import SampleStore
 from dopd_vlm.eval.harness import evaluate
@@ -373,3 +373,15 @@ def test_two_processes_share_the_questions(tmp_path: Path) -> None:
     for name in ("samples_sums__plain.jsonl", "results_sums__plain.json"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     assert expected.n == 7
+
+
+def test_a_prompt_that_the_model_cannot_take_costs_its_own_answer_alone() -> None:
+    policy = tiny.text_policy(0)
+    short = [{"role": "user", "content": "what ?"}]
+    long = [{"role": "user", "content": "a " * 2 * policy.encoder.context}]
+    special = [{"role": "user", "content": f"what {policy.tokenizer.eos_token} ?"}]
+    complete = local_generator(policy)
+    made = complete([long, short, special], Generation(max_completion_length=4), 0)
+    assert [one.finish_reason == FAILED for one in made] == [True, False, True]
+    assert "the context of" in made[0].failure and "a special token of" in made[2].failure
+    assert made[1].text == complete([short], Generation(max_completion_length=4), 0)[0].text

@@ -153,3 +153,10 @@ def test_bootstrap_of_a_ratio_agrees_with_scipys() -> None:
     found = bootstrap_ratio(rights, weights)
     assert found.stderr == pytest.approx(float(expected.standard_error), rel=0.1)
     assert found.value == pytest.approx(sum(rights) / sum(weights))
+
+
+def test_questions_outside_of_all_clusters_are_clusters_of_their_own() -> None:
+    """Two questions share an image and a third has none, so that it has no cluster's name."""
+    a, b = {"x": 1.0, "y": 0.0, "z": 1.0}, {"x": 0.0, "y": 0.0, "z": 0.0}
+    named = paired_difference(a, b, {"x": "one", "y": "one", "z": "z"})
+    assert paired_difference(a, b, {"x": "one", "y": "one"}) == named

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -195,20 +195,42 @@ def load_benchmark(name: str) -> Benchmark:
 
 @functools.cache
 def _read(path: Path) -> Benchmark:
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold settings of a benchmark, got {type(tree).__name__}")
     tree = {"name": path.stem, **tree}
     for section, kind in (("prompts", PromptTemplate), ("generation", Generation)):
         if section in tree:
             tree[section] = _build(kind, tree[section], f"{path.name}, {section}")
-    for name in ("annotations", "configs", "splits"):
-        tree[name] = tuple(tree.get(name, ()))
-    tree["keep"] = {name: tuple(map(str, values)) for name, values in tree.get("keep", {}).items()}
+    try:
+        for name in ("annotations", "configs", "splits"):
+            tree[name] = tuple(tree.get(name, ()))
+        keep = tree.get("keep", {})
+        tree["keep"] = {name: tuple(map(str, values)) for name, values in keep.items()}
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name}: a list or mapping is none: {error}") from error
     return _build(Benchmark, tree, path.name)
 
 
 def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    known = [entry.name for entry in fields(kind)]
+    """The record; ValueError naming the file for whatever its settings can get wrong."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a mapping of settings, got {values!r}")
+    known = {entry.name: entry for entry in fields(kind)}
     for name in values:
         if name not in known:
             raise unknown(f"setting of {where}:", name, known)
-    return kind(**values)
+    missing = [name for name, entry in known.items() if _is_needed(entry) and name not in values]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _is_needed(entry: Field) -> bool:
+    return entry.default is MISSING and entry.default_factory is MISSING

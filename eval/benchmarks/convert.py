@@ -42,7 +42,7 @@ class Converted:
     left_out: int = 0
     """Rows that the task's `keep` excludes."""
     places: Sequence[int] = ()
-    """Which raw row each row was made of; empty where the task names no columns."""
+    """Which raw row each row was made of."""
 
 
 def to_rows(task: Benchmark, raw: Sequence[Row]) -> list[dict[str, Any]]:
@@ -65,7 +65,8 @@ def convert(task: Benchmark, raw: Sequence[Row], limit: int | None = None) -> Co
             has an answer.
     """
     if not task.columns:
-        return Converted(rows=[dict(row) for row in raw[:limit]], problems=[])
+        rows = [dict(row) for row in raw[:limit]]
+        return Converted(rows=rows, problems=[], places=range(len(rows)))
     _check_columns(task, raw[0] if raw else {})
     rows: list[dict[str, Any]] = []
     problems: list[str] = []

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dopd_vlm.models.encoder import EncodedPrompt, encode_prompt
+from dopd_vlm.models.encoder import EncodedPrompt, Encoder, encode_prompt
 from dopd_vlm.models.policy import Policy
 from dopd_vlm.rollout.own import STOP_CHECK_EVERY, generate
 from dopd_vlm.types import Message, Rollout
@@ -42,13 +42,25 @@ def local_generator(policy: Policy, template_kwargs: Mapping[str, Any] | None = 
     def complete(
         prompts: Sequence[list[Message]], generation: Generation, seed: int
     ) -> list[Completion]:
-        encoded = [
-            encode_prompt(policy.encoder, messages, uid=str(index), template_kwargs=template_kwargs)
-            for index, messages in enumerate(prompts)
+        encoded = [encode_or_refuse(policy.encoder, turns, template_kwargs) for turns in prompts]
+        good = [prompt for prompt in encoded if isinstance(prompt, EncodedPrompt)]
+        completions = iter(complete_encoded(policy, good, generation, seed) if good else ())
+        return [
+            next(completions) if isinstance(prompt, EncodedPrompt) else prompt for prompt in encoded
         ]
-        return complete_encoded(policy, encoded, generation, seed)
 
     return complete
+
+
+def encode_or_refuse(
+    encoder: Encoder, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None
+) -> EncodedPrompt | Completion:
+    """The encoded prompt; where the model cannot take it, a failed completion that says why."""
+    try:
+        return encode_prompt(encoder, messages, template_kwargs=template_kwargs)
+    except ValueError as error:
+        reason = str(error).removeprefix("sample '': ")
+        return Completion(text="", finish_reason=FAILED, num_tokens=0, failure=reason)
 
 
 def complete_encoded(

@@ -76,7 +76,7 @@ def paired_difference(
     """
     _check_same(a, b)
     differences = [a[uid] - b[uid] for uid in a]
-    keys = [clusters[uid] if clusters else uid for uid in a]
+    keys = [(clusters or {}).get(uid, uid) for uid in a]
     found = clustered_mean(differences, keys)
     return PairedDifference(
         value=found.value, stderr=found.stderr, p_value=_two_sided(found), n=found.n

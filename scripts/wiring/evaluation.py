@@ -7,6 +7,7 @@ from rich.table import Table
 
 from dopd_vlm.config import RunConfig
 from dopd_vlm.distributed import process_state
+from dopd_vlm.eval.benchmarks.benchmark import load_benchmark
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results.results import Results, read_results, write_results
 from dopd_vlm.eval.results.stats import paired_difference
@@ -94,7 +95,7 @@ class Evaluation:
             "teacher",
         ):
             table.add_column(column, justify="left" if column in ("task", "view") else "right")
-        for name in self._samples:
+        for name in (load_benchmark(task).name for task in self._samples):
             for view in self.config.evaluation.views:
                 before, after, teacher = (results.get((name, view)) for results in evaluations)
                 change = "-"

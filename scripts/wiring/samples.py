@@ -19,7 +19,7 @@ from dopd_vlm.data.embedded.sets import embedded_model, embedded_rows, is_embedd
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import AnnotationChoice, check_choices, make_sample, make_samples
 from dopd_vlm.eval.benchmarks.benchmark import Benchmark, load_benchmark
-from dopd_vlm.eval.benchmarks.convert import convert, to_rows
+from dopd_vlm.eval.benchmarks.convert import convert
 from dopd_vlm.eval.benchmarks.sources import raw_rows
 from dopd_vlm.eval.completions.requests import pictures_hash
 from dopd_vlm.eval.scorers import row_scorer, score
@@ -155,10 +155,12 @@ def benchmark_samples(
 ) -> list[Sample]:
     """A benchmark's questions with the privileged view of the recipe's annotations; says what is left out."""
     benchmark = load_benchmark(name)
-    rows = to_rows(benchmark, rows_of(benchmark.rows, benchmark.split))
-    samples, skipped = make_samples(rows, data.annotations, coords=data.coords, resize=resize)
+    converted = convert(benchmark, rows_of(benchmark.rows, benchmark.split))
+    samples, skipped = make_samples(
+        converted.rows, data.annotations, coords=data.coords, resize=resize
+    )
     good, unreadable = scorable(samples, benchmark)
-    problems = [*(one.reason for one in skipped), *unreadable]
+    problems = [*converted.problems, *(one.reason for one in skipped), *unreadable]
     if problems:
         say_left_out(name, problems, console)
     if not good:

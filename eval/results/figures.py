@@ -14,6 +14,8 @@ from .stats import paired_difference
 VIEW_COLOURS: dict[ViewName, str] = {"plain": SERIES[0], "privileged": SERIES[4]}
 SYMBOLS = ("diamond", "circle", "square", "triangle-up", "cross", "star", "hexagon")
 """One fewer than SERIES has colours, so that 56 pairs differ."""
+POINTS_WIDTH = 0.8
+"""Of the distance between two tasks, over which published numbers are spread."""
 TWO_SIDED_95 = 1.96
 PERCENT = ".2~%"
 """d3: up to two decimals, none of them a closing zero, so that ticks half a percent apart differ."""
@@ -23,22 +25,22 @@ LINE_PX = 26
 
 def score_figure(results: Sequence[Results]) -> Figure:
     """Every task's score in both views with standard errors; published numbers as points."""
+    tasks = list(dict.fromkeys(one.name for one in results))
     data = [
-        _bars(view, [found for found in results if found.view == view], VIEW_COLOURS[view])
+        _bars(view, [one for one in results if one.view == view], tasks)
         for view in VIEW_COLOURS
-        if any(found.view == view for found in results)
+        if any(one.view == view for one in results)
     ]
-    data += _references(results)
     return Figure(
         key="scores",
         title="Scores",
-        data=data,
+        data=data + _references(results, tasks),
         layout={
             "barmode": "group",
             "hovermode": "closest",
             "yaxis": _percent_axis("score"),
-            "xaxis": {"type": "category"},
-            "scattermode": "group",
+            # Numbers for places: points of one task stand beside each other, not on top.
+            "xaxis": {"tickvals": list(range(len(tasks))), "ticktext": tasks, "zeroline": False},
             "height": 420,
         },
         caption="Bars are means over questions, lines one standard error (clustered where questions share an "
@@ -120,40 +122,46 @@ def difference_figure(pairs: Sequence[tuple[Results, Results]]) -> Figure:
     )
 
 
-def _bars(view: ViewName, found: Sequence[Results], colour: str) -> dict[str, Any]:
+def _bars(view: ViewName, part: Sequence[Results], tasks: Sequence[str]) -> dict[str, Any]:
     return {
         "type": "bar",
         "name": view,
-        "x": [one.name for one in found],
-        "y": [one.accuracy for one in found],
-        "error_y": _errors([one.stderr for one in found]),
-        "marker": {"color": colour},
-        "hovertemplate": "%{x}: %{y:.1%}<extra>" + view + "</extra>",
+        "x": [tasks.index(one.name) for one in part],
+        "y": [one.accuracy for one in part],
+        "error_y": _errors([one.stderr for one in part]),
+        "marker": {"color": VIEW_COLOURS[view]},
+        "customdata": [one.name for one in part],
+        "hovertemplate": "%{customdata}: %{y:.1%}<extra>" + view + "</extra>",
     }
 
 
-def _references(results: Sequence[Results]) -> list[dict[str, Any]]:
-    """One series a model or method, each with a symbol and a colour of its own."""
-    tasks = {found.name: found.reference for found in results}
-    names = dict.fromkeys(who for reference in tasks.values() for who in reference)
-    return [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": who,
-            "offsetgroup": who,  # with scattermode group: beside each other, not on top
-            "x": [task for task, reference in tasks.items() if who in reference],
-            "y": [reference[who] / 100 for reference in tasks.values() if who in reference],
-            "marker": {
-                "symbol": SYMBOLS[index % len(SYMBOLS)],
-                "size": 10,
-                "color": SERIES[(1 + index) % len(SERIES)],
-                "line": {"width": 1, "color": "#fff"},
-            },
-            "hovertemplate": "%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
+def _references(results: Sequence[Results], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """One series a model or method, each with a place, a symbol and a colour of its own."""
+    published = {one.name: one.reference for one in results}
+    names = list(dict.fromkeys(who for numbers in published.values() for who in numbers))
+    traces = []
+    for index, who in enumerate(names):
+        numbers = {task: published[task][who] for task in tasks if who in published[task]}
+        offset = POINTS_WIDTH * ((index + 0.5) / len(names) - 0.5)
+        marker = {
+            "symbol": SYMBOLS[index % len(SYMBOLS)],
+            "color": SERIES[(1 + index) % len(SERIES)],
+            "size": 10,
+            "line": {"width": 1, "color": "#fff"},
         }
-        for index, who in enumerate(names)
-    ]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": who,
+                "x": [tasks.index(task) + offset for task in numbers],
+                "y": [number / 100 for number in numbers.values()],
+                "marker": marker,
+                "customdata": list(numbers),
+                "hovertemplate": "%{customdata}: %{y:.1%}<extra>%{fullData.name}</extra>",
+            }
+        )
+    return traces
 
 
 def _categories(found: Sequence[Results]) -> Figure:

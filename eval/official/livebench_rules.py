@@ -6,13 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..scoring.answers import (
-    declared_answer,
-    last_number,
-    last_object,
-    normal,
-    value_of,
-)
+from ..scoring.answers import last_number, last_object, normal, value_of
+from ..scoring.texts import declared_answer
 from .livebench_tables import table_score
 
 SMALL = (

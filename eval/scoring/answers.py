@@ -10,10 +10,6 @@ from typing import Any
 NUMBER = re.compile(
     r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*%?"
 )
-DECLARATION = re.compile(
-    r"\banswer\b(?:\s+is\b)?\s*[:=]?\s*((?!answer\b)\S(?:(?!\banswer\b)[^\n])*)|(?:\\boxed\{((?:[^{}]|\{[^{}]*\})*)\})|####\s*(\S[^\n]*)",
-    re.IGNORECASE,
-)
 FENCE = re.compile(r"```[ \t]*([\w+-]*)[ \t]*\n(.*?)```", re.DOTALL)
 
 
@@ -52,30 +48,6 @@ def own_part(text: str) -> str:
     """The text up to where it goes on with another question, as models without an end do."""
     part = re.split(r"\n\s*(?:#+ *|\*\*)?(?:Question|Human|User|Q|Hint|Problem)\s*\d*\s*:", text)[0]
     return part if part.strip() else text
-
-
-def declared_answer(text: str) -> tuple[str | None, str]:
-    """(answer, rule): the last `answer [is] X`, `\\boxed{X}` or `#### X`, else the whole text."""
-    answer = final_answer(text)
-    if answer is None:
-        return None, "unclosed_think"
-    found = [next(group for group in match.groups() if group) for match in _declarations(answer)]
-    if found:
-        return found[-1].strip(), "declared"
-    return (answer.strip(), "whole") if answer.strip() else (None, "unparsed")
-
-
-def declared_number(text: str) -> tuple[str | None, str]:
-    """The number of the last declaration that holds one, else the last number of the text."""
-    answer = final_answer(text)
-    if answer is None:
-        return None, "unclosed_think"
-    for match in reversed(_declarations(answer)):
-        found = _declared_in(next(group for group in match.groups() if group))
-        if found is not None:
-            return found, "declared"
-    last = last_number(answer)
-    return last, "last" if last is not None else "unparsed"
 
 
 def numbers(text: str) -> list[str]:
@@ -120,15 +92,3 @@ def code_of(text: str) -> str:
     """The last fenced Python block, or the last block of no named language, else the whole text."""
     blocks = [code for name, code in FENCE.findall(text) if name.lower() in ("python", "py", "")]
     return blocks[-1] if blocks else text
-
-
-def _declarations(text: str) -> list[re.Match[str]]:
-    return [
-        match for match in DECLARATION.finditer(re.sub(r"[*`]", "", text)) if any(match.groups())
-    ]
-
-
-def _declared_in(text: str) -> str | None:
-    """The first number of a declaration, or the first one after its last equals sign."""
-    found = numbers(text.rpartition("=")[2])
-    return found[0] if found else None

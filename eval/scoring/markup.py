@@ -30,7 +30,9 @@ WRAPPER = re.compile(
 )
 SPECIAL = re.compile(r"</?s>|<\|(?:im_end|endoftext|eot_id|end)\|>")
 SPACING = re.compile(r"\\(?:[,;:! ]|q?quad\b|displaystyle\b|left(?![a-z])|right(?![a-z]))|~")
-MARKS = re.compile(r"\\[()\[\]]|[*`$]|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9{])|^#+(?= )", re.MULTILINE)
+MARKS = re.compile(
+    r"\\[()\[\]]|[*`$]|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9{])|^#{1,3}(?= )", re.MULTILINE
+)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 

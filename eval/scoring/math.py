@@ -7,6 +7,7 @@ import atexit
 import functools
 import importlib.util
 import json
+import re
 import selectors
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 from dopd_vlm.types import Sample
 
 from .answers import Score, final_answer, unread
+from .markup import declared_values, mark_declared
 
 START_SECONDS = 120.0
 """The worker imports sympy first, which takes long on a busy machine."""
@@ -103,8 +105,32 @@ def score_math(text: str, sample: Sample, *, worker: MathWorker | None = None) -
         return unread()
     if answer.strip() == sample.answer.strip():
         return Score(correct=1.0, extracted=answer.strip(), rule="exact")
-    verdict = (worker or shared_worker()).compare(answer, sample.answer)
+    verdict = (worker or shared_worker()).compare(_formula(answer), sample.answer)
     if "failure" in verdict:
         return unread(verdict["failure"])
     rule = "math_verify" if verdict["extracted"] is not None else "unparsed"
     return Score(correct=float(verdict["correct"]), extracted=verdict["extracted"], rule=rule)
+
+
+def _formula(text: str) -> str:
+    """What math-verify is to read: the last box, else what is declared, else a last formula.
+
+    Left to itself it takes the last formula of a prose text, whatever that says: "there are 4 values
+    with $f(x) = 3$" would be 3, and "16 $\\pi$" only pi.
+    """
+    if "\\boxed" in text:
+        return text
+    values = declared_values(mark_declared(text))
+    if values:
+        return f"\\boxed{{{values[-1]}}}"
+    declared = re.findall(r"\banswer\b[^:\n.]{0,60}?(?:\sis\b|:|=)\s*([^\n]+)", text, re.IGNORECASE)
+    sentence = declared[-1] if declared else re.split(r"(?<=[^\d][.!?])\s+|\n", text.strip())[-1]
+    sentence = sentence.strip().rstrip(".")
+    if not re.search(
+        r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|so|it|is|we|to|of|or|by|an|in|at|no)(?![A-Za-z])", sentence
+    ):
+        return f"${sentence.replace('$', '')}$"
+    tail = re.search(
+        r"(?:\b(?:is|are|equals|get|have|be)\b|[:=])\s*(\$[^$]+\$|\\\(.+?\\\)|[^\s$]+)$", sentence
+    )
+    return tail[1] if tail else sentence if declared else ""

@@ -5,6 +5,7 @@ process only; here a hang costs one answer. Run as `python -m dopd_vlm.eval.scor
 """
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -17,17 +18,25 @@ def judge(completion: str, gold: str) -> dict[str, Any]:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     kinds = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-    wrapped = gold if "$" in gold or "\\boxed" in gold else f"${gold}$"
-    wanted = parse(wrapped, kinds, parsing_timeout=PARSE_SECONDS)
+    wanted = parse(delimited(gold), kinds, parsing_timeout=PARSE_SECONDS)
     if not wanted:
         raise ValueError(f"gold answer {gold!r} is not readable as mathematics")
-    found = parse(completion, kinds, parsing_timeout=PARSE_SECONDS)
-    if not found:
+    completion = completion.replace("\\$", "")
+    answer = parse(completion, kinds, parsing_timeout=PARSE_SECONDS)
+    if not answer:
         return {"correct": False, "extracted": None}
     return {
-        "correct": bool(verify(wanted, found, timeout_seconds=PARSE_SECONDS)),
-        "extracted": str(found[-1]),
+        "correct": bool(verify(wanted, answer, timeout_seconds=PARSE_SECONDS)),
+        "extracted": str(answer[-1]),
     }
+
+
+def delimited(gold: str) -> str:
+    r"""A gold answer as one formula: `\$` is a currency and no delimiter, `$` within it is dropped."""
+    gold = gold.replace("\\$", "").replace("\\!", "")
+    if "\\boxed" in gold or re.fullmatch(r"\s*\$[^$]+\$\s*", gold):
+        return gold
+    return f"${gold.replace('$', '')}$"
 
 
 def main() -> None:

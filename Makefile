@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 
-.PHONY: install install-dev demo demo-text demo-llm test test-slow test-lmms test-exports compare-harnesses lint bench clean
+.PHONY: install install-dev demo demo-text demo-llm test test-slow test-lmms test-exports compare-harnesses lint bench gpu-check clean
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
@@ -64,6 +64,10 @@ test-exports: install
 compare-harnesses: install-dev
 	$(BIN)/python scripts/make/smollm2.py
 	$(BIN)/python scripts/checks/harnesses.py $(SMOLLM2) --out runs/harnesses
+
+# Is the GPU path right, and how fast? Builds no environment; PYTHON needs torch >= 2.9 and Triton.
+gpu-check:
+	$(PYTHON) scripts/checks/gpu.py $(GPU_CHECK)
 
 bench: install
 	$(BIN)/dopd bench loss

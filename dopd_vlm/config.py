@@ -8,15 +8,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from dopd_vlm.errors import unknown
 from dopd_vlm.prompts import PromptTemplate
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 
 def _require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -300,8 +300,11 @@ class RunConfig:
         _require(is_folder, "name", self.name, "the name of a folder in output_dir, without a path")
 
 
-def parser() -> ArgumentParser:
+def parser() -> "ArgumentParser":
     """A parser whose --help documents every field of RunConfig."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         exit_on_error=False, description="Distil a student from a privileged teacher."
     )
@@ -325,6 +328,8 @@ def read_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         tree["name"] = path.stem
     if isinstance(tree.get("tracking"), str):
         tree["tracking"] = [tree["tracking"]]
+    from jsonargparse import ArgumentError
+
     try:
         run_parser = parser()
         return RunConfig(**vars(run_parser.instantiate(run_parser.parse_object(tree))))

@@ -82,7 +82,7 @@ def score_choice(text: str, sample: Sample, *, multiple: bool | None = None) -> 
     """Letter equal to the gold letter, or letter set equal to the gold set.
 
     Options are the sample's, else those that its question lists, else the letters A to J; a gold
-    number is one of options that the picture numbers.
+    number is one of options that the image numbers. Options of the same text count alike.
 
     Raises:
         ValueError: a gold answer that is no letter of the choices.
@@ -100,9 +100,9 @@ def score_choice(text: str, sample: Sample, *, multiple: bool | None = None) -> 
         extracted = None if letters is None else ",".join(sorted(letters))
         return Score(correct=float(letters == gold), extracted=extracted, rule=rule)
     letter, rule = extract_choice(text, choices)
-    return Score(
-        correct=float(letter is not None and {letter} == gold), extracted=letter, rule=rule
-    )
+    same = {key for key, option in choices.items() if option and option == choices[min(gold)]}
+    is_right = {letter} == gold or (len(gold) == 1 and letter in same)
+    return Score(correct=float(is_right), extracted=letter, rule=rule)
 
 
 SCORERS: dict[str, Callable[..., Score]] = {

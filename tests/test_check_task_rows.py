@@ -75,3 +75,11 @@ def test_rows_in_our_own_schema_are_tried_and_a_bad_one_is_named(check, tmp_path
     (tmp_path / "mine.jsonl").write_text(json.dumps(good) + "\n")
     status, text = check(tmp_path / "mine.yaml", tmp_path / "mine.jsonl")
     assert status == 0 and "gold accepted: 1/1" in text
+
+
+def test_a_gold_that_no_option_has_is_shown(check: Check, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    row = {"id": "1", "question": "Which? (A) x (B) y", "answer": "D", "skill": ["s"]}
+    rows.write_text(json.dumps(row) + "\n")
+    status, text = check("logicvista", rows, "--no-pictures")
+    assert status == 1 and "gold 'D' is not among ['A', 'B']" in text

@@ -406,3 +406,7 @@ def test_any_text_is_read_without_failing(text: str) -> None:
     assert letter is None or re.search(
         rf"{letter}|{letter.lower()}|{FOUR[letter]}", text, re.IGNORECASE
     )
+
+
+def test_a_list_of_bare_letters_keeps_its_last_option() -> None:
+    assert options_in("Select from A, B, C, and D. (A) (B) (C) (D)") == dict.fromkeys("ABCD", "")

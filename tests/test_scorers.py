@@ -14,6 +14,7 @@ from dopd_vlm.eval.scorers import (
     score,
     scorer,
 )
+from dopd_vlm.eval.scoring.answers import code_of
 from dopd_vlm.eval.scoring.boxes import iou
 from dopd_vlm.eval.scoring.math import MathWorker, score_math
 from dopd_vlm.types import Sample, View
@@ -379,3 +380,100 @@ def test_options_that_a_picture_numbers() -> None:
     asked = sample("3", "choice")
     texts = ("3", "The answer is 3.", "Option 3", "4", "C")
     assert [score(text, asked, multiple=True).correct for text in texts] == [1, 1, 1, 0, 0]
+
+
+def test_options_of_the_same_text_count_alike() -> None:
+    question = sample("C", "choice", {"A": "9", "B": "12", "C": "18", "D": "18"})
+    assert [score(text, question).correct for text in ("C", "D", "The answer is D.", "B")] == [
+        1,
+        1,
+        1,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        (r"\boxed{\$32,348}", r"\$32,\!348", 1.0),
+        (r"\boxed{18.90}", r"\$18.90", 1.0),
+        (r"\boxed{35}", r"\$36", 0.0),
+        (r"16 $\pi$", r"\pi", 0.0),
+        (r"16 $\pi$", r"16\pi", 1.0),
+        ("There are 4 values of x for which $f(f(x)) = 3$.", "3", 0.0),
+        (r"Thus the area is $\frac{1}{2}$.", r"\frac{1}{2}", 1.0),
+        (r'{"answer": "\frac{1}{2}"}', "0.5", 1.0),
+        ("<|begin_of_box|>x^2+1<|end_of_box|>", "1+x^2", 1.0),
+    ],
+)
+def test_math_reads_currencies_and_no_part_of_an_answer(text: str, gold: str, right: float) -> None:
+    assert score(text, sample(gold, "math")).correct == right
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (r"\boxed{\text{May}}", 1.0),
+        ("The hottest month on average in Cape Town is May.", 1.0),
+        ('{"answer": "May"}', 1.0),
+        ("The answer is May because the curve peaks there.", 1.0),
+        ("It is May.", 1.0),
+        ("<|begin_of_box|>May<|end_of_box|>", 1.0),
+        ("The answer is not May.", 0.0),
+        ("May or June", 0.0),
+        ("In May it rains. The answer is June.", 0.0),
+    ],
+)
+def test_text_forms(text: str, right: float) -> None:
+    assert score(text, sample("May", "text")).correct == right
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("Yes, there is no other dog.", "yes"),
+        ("**No**, the sign says yes.", "no"),
+        (r"\boxed{\text{Yes}}", "yes"),
+        ('{"answer": "no"}', "no"),
+        ("The answer is yes because there is no cat.", "yes"),
+        ("There is no doubt that it is a dog.", None),
+        ("Yes or no?", None),
+    ],
+)
+def test_yes_no_forms(text: str, word: str | None) -> None:
+    result = score(text, sample("yes", "yes_no"))
+    if word is None:
+        assert result.correct == 0.0
+    else:
+        assert result.extracted == word
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(10,20),(30,40)",
+        "<|box_start|>(10,20),(30,40)<|box_end|>",
+        "<box>10 20 30 40</box>",
+        '{"x1": 10, "y1": 20, "x2": 30, "y2": 40}',
+        '```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "cat"}]\n```',
+    ],
+)
+def test_box_forms(text: str) -> None:
+    assert score(text, sample("[10, 20, 30, 40]", "box")).correct == 1.0
+
+
+SOLUTION = "def add(a, b):\n    return a + b\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```python3\n{SOLUTION}```",
+        f"```py\n{SOLUTION}```\nExample:\n```python\nprint(add(1, 2))\n```\nOutput:\n```\n3\n```",
+        f"Here it is:\n```python\n{SOLUTION}",
+        f"~~~python\n{SOLUTION}~~~",
+        f"```Python\n{SOLUTION}```\n```bash\npip install x\n```",
+    ],
+)
+def test_code_forms(text: str) -> None:
+    assert code_of(text).strip() == SOLUTION.strip()

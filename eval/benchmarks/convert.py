@@ -214,6 +214,8 @@ def _choices(raw: Any) -> dict[str, str]:
         raw = ast.literal_eval(raw) if raw.strip() else []
     if isinstance(raw, Mapping):
         return {str(key): _option(value) for key, value in raw.items() if value is not None}
+    if isinstance(raw, list) and len(raw) == 1 and isinstance(raw[0], list):
+        raw = raw[0]  # so in validation_Accounting_29 of MMMU-Pro
     texts = [_option(text) for text in raw or () if text is not None]
     numbered = [re.match(rf"\(?{letter}[.)]\s+(?=\S)", text) for letter, text in _lettered(texts)]
     if texts and all(numbered):  # one alone may be "E. coli"

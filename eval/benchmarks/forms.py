@@ -33,10 +33,10 @@ def _option(raw: Any, choices: Choices) -> str:
     text = plain(raw)
     if not choices or text in choices:
         return text
-    found = [letter for letter, option in choices.items() if option.strip() == text]
-    if len(found) != 1:
+    letters = [letter for letter, option in choices.items() if option.strip() == text]
+    if not letters:
         raise ValueError(f"answer {text!r} is not one of {list(choices.values())}")
-    return found[0]
+    return letters[0]  # others of the same text count as well
 
 
 def _zero_one(raw: Any, choices: Choices) -> str:

@@ -10,7 +10,12 @@ from typing import Any
 NUMBER = re.compile(
     r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*%?"
 )
-FENCE = re.compile(r"```[ \t]*([\w+-]*)[ \t]*\n(.*?)```", re.DOTALL)
+FENCE = re.compile(
+    r"^[ \t]*(```+|~~~+)[ \t]*([\w+.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.DOTALL | re.MULTILINE
+)
+PYTHON = ("python", "python3", "py", "py3", "")
+PROGRAM = re.compile(r"^\s*(?:async\s+def|def|class)\s|\binput\(|\bsys\.stdin\b", re.MULTILINE)
+"""What a solution has, and an example of its use or its output has not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +94,11 @@ def last_object(text: str) -> dict[str, Any] | None:
 
 
 def code_of(text: str) -> str:
-    """The last fenced Python block, or the last block of no named language, else the whole text."""
-    blocks = [code for name, code in FENCE.findall(text) if name.lower() in ("python", "py", "")]
-    return blocks[-1] if blocks else text
+    """The last fenced Python block that defines something or reads input, else the last one.
+
+    Blocks of no named language count as Python, a block that is cut off ends with the text; without
+    any block the whole text is code.
+    """
+    blocks = [match[3] for match in FENCE.finditer(text) if match[2].lower() in PYTHON]
+    programs = [block for block in blocks if PROGRAM.search(block)]
+    return (programs or blocks or [text])[-1]

@@ -90,4 +90,6 @@ def _is_alternative(answer: str, gold: str, are_several: bool) -> bool:
     if not are_several:
         return False
     first, second = read_quantity(answer), read_quantity(gold)
-    return bool(first and second) and round(first.value, 2) == round(second.value, 2)
+    if first is None or second is None:
+        return False
+    return round(first.value, 2) == round(second.value, 2)

@@ -26,6 +26,7 @@ from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.formats.importers import IMPORTERS, import_folder
 from dopd_vlm.data.preview import Prompts, ShownToken, preview_page, readable_prompts
 from dopd_vlm.data.views import AnnotationChoice, make_samples
+from dopd_vlm.models.chat import images_of, render
 from dopd_vlm.prompts import PromptTemplate, build_prompts
 from dopd_vlm.scripts.wiring.command_line import (
     add_plugin_option,
@@ -77,11 +78,10 @@ def rendered(
     """The prompts as the processor makes them, special tokens visible, and what is trained on."""
 
     def ids_of(messages: list[Message]) -> list[int]:
-        encoded = processor.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, return_dict=True, **template_kwargs
-        )
-        ids = encoded["input_ids"]
-        return ids[0] if isinstance(ids[0], list) else ids
+        text = render(processor, messages, template_kwargs=template_kwargs)
+        images = images_of(messages)
+        visual = {"images": images} if images else {}
+        return processor(text=[text], add_special_tokens=False, **visual)["input_ids"][0]
 
     tokenizer = getattr(processor, "tokenizer", processor)
     pair = build_prompts(sample, template)

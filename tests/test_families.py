@@ -1,5 +1,6 @@
 """Every family behind its real processor: alignment, leak, sharing, rollouts, training, evaluation, checkpoint."""
 
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -109,8 +110,34 @@ def test_an_image_token_in_a_row_s_text_is_refused_with_the_uid(name):
     for mark in {token, encoder.processor.image_token}:
         # In the context: in a question, `<image>` is where a row places its image.
         bad = replace(sample, privileged=replace(sample.privileged, context=f"see {mark} ?"))
-        with pytest.raises(ValueError, match=r"'ab'.*written in the text of the row"):
+        with pytest.raises(
+            ValueError, match=r"'ab'.*(a special token of|written in the text of the row)"
+        ):
             encode_prompt(encoder, build_prompts(bad).privileged, uid=bad.uid)
+
+
+@every_family
+def test_a_row_without_an_image_loses_none_of_its_turns(name):
+    encoder = tiny_families.policy(name).encoder
+    turns = ({"role": "user", "content": "so far?"}, {"role": "assistant", "content": "four"})
+    sample = replace(tiny.text_sample("xyz", context="add 7"), system="be brief", history=turns)
+    prompt = encode_prompt(encoder, build_prompts(sample).privileged, uid="xyz")
+    for said in ("be brief", "so far?", "four", "what is xyz?", "add 7"):
+        assert said in prompt.text
+    assert encoder.tokenizer.decode(prompt.input_ids) == prompt.text
+
+
+@every_family
+def test_an_encoder_needs_no_model_and_travels_to_other_processes(name):
+    encoder = tiny_families.policy(name).encoder
+    copied = pickle.loads(pickle.dumps(encoder))
+    for sample, prompt in zip(samples(name), encoded(name, ("plain",)), strict=True):
+        again = encode_prompt(copied, build_prompts(sample).plain, uid=sample.uid)
+        assert again.text == prompt.text and torch.equal(again.input_ids, prompt.input_ids)
+        assert prompt.token_inputs.keys() == set(encoder.family.token_inputs)
+        assert all(v.shape == prompt.input_ids.shape for v in prompt.token_inputs.values())
+        assert again.image_tensors.keys() == prompt.image_tensors.keys()
+        assert len(prompt.images) == len(sample.plain.images)
 
 
 @every_family

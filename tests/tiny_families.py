@@ -173,12 +173,27 @@ def gemma3(seed: int) -> Policy:
     return policy_of(hf.Gemma3ForConditionalGeneration, config, processor, seed)
 
 
+# The two that read blocks alone, as their checkpoints have them: of a string nothing is rendered.
+LLAVA_CHAT = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ '\\n' + content['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SMOLVLM_CHAT = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
 def llava_onevision(seed: int) -> Policy:
     """LLaVA-OneVision: one image in tiles of 32 pixels, several at 32 pixels each."""
-    chat = template(
-        "<|im_start|>user ", "<image>", "<|im_end|>", "<|im_start|>assistant\n", then="\n"
-    )
     named = {"image_token": "<image>", "video_token": "<video>"}
+    chat = LLAVA_CHAT
     tok = tokenizer(
         chat, eos="<|im_end|>", pad="<|endoftext|>", named=named, more=("<|im_start|>",)
     )
@@ -200,12 +215,12 @@ def llava_onevision(seed: int) -> Policy:
 
 def smolvlm(seed: int) -> Policy:
     """SmolVLM: tiles of 32 pixels and the whole image, four tokens each."""
-    chat = template("<|im_start|>User:", "<image>", "<end_of_utterance>\n", "Assistant:")
     named = {
         "image_token": "<image>", "fake_image_token": "<fake_token_around_image>", "video_token": "<video>",
         "global_image_token": "<global-img>", "end_of_utterance_token": "<end_of_utterance>",
     }  # fmt: skip
     places = tuple(f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4))
+    chat = SMOLVLM_CHAT
     tok = tokenizer(
         chat, eos="<end_of_utterance>", pad="<pad>", named=named, more=("<|im_start|>", *places)
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from dopd_vlm.models.chat import images_of, render, texts
 from dopd_vlm.models.families import Family
 from dopd_vlm.models.images import APART, CachedImageProcessor
 from dopd_vlm.types import Message
@@ -103,14 +104,15 @@ def encode_prompt(
 
     `image_cache` is shared by prompts that may show the same images.
     Raises ValueError naming the uid when a turn's text holds one of the tokenizer's special tokens,
-    when image tokens and image features do not agree in number, or when the prompt is longer than
-    the model's context.
+    when the chat template refuses or loses a turn, when image tokens and image features do not agree
+    in number, or when the prompt is longer than the model's context.
     """
     _check_texts(encoder, messages, uid)
-    text = encoder.processor.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
-    )
-    prompt = encode_text(encoder, text, _images(messages), uid=uid, image_cache=image_cache)
+    try:
+        text = render(encoder.processor, messages, template_kwargs=template_kwargs)
+    except ValueError as error:
+        raise ValueError(f"sample {uid!r}: {error} (model {encoder.path!r})") from error
+    prompt = encode_text(encoder, text, images_of(messages), uid=uid, image_cache=image_cache)
     if encoder.context is not None and len(prompt.input_ids) > encoder.context:
         raise ValueError(
             f"sample {uid!r}: a prompt of {len(prompt.input_ids)} tokens, the context of "
@@ -160,23 +162,14 @@ def encode_text(
     return prompt
 
 
-def _images(messages: Sequence[Message]) -> list[Any]:
-    blocks = [
-        block for turn in messages if isinstance(turn["content"], list) for block in turn["content"]
-    ]
-    return [block["image"] for block in blocks if block["type"] == "image"]
-
-
 def _check_texts(encoder: Encoder, messages: Sequence[Message], uid: str) -> None:
     """The template writes special tokens; in a row's text they would be read as turns or images."""
     tokenizer = encoder.tokenizer
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     special = [token for token in {*tokenizer.all_special_tokens, *added} if token]
     for turn in messages:
-        blocks = turn["content"]
-        texts = [blocks] if isinstance(blocks, str) else [b.get("text", "") for b in blocks]
         for token in special:
-            if any(token in text for text in texts):
+            if any(token in text for text in texts(turn)):
                 raise ValueError(
                     f"sample {uid!r}: its text holds {token!r}, a special token of {encoder.path!r}: "
                     "write it in other words"

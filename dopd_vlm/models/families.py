@@ -7,6 +7,7 @@ places in an image.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,8 @@ from transformers.models.auto.modeling_auto import (
 from dopd_vlm.errors import near
 
 CountImageTokens = Callable[[Any, Mapping[str, Tensor]], int]
-"""(processor, the image tensors of a prompt) -> image tokens that they fill."""
+"""(processor, the image tensors of a prompt) -> image tokens that they fill. At the top of a module or a partial of
+such a function: it goes to worker processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +50,11 @@ def _merged_patches(processor: Any, tensors: Mapping[str, Tensor]) -> int:
     return int(tensors["image_grid_thw"].prod(-1).sum()) // merge**2
 
 
-def _tiles_of(length: str, axis: int) -> CountImageTokens:
+def _tokens_of_tiles(
+    processor: Any, tensors: Mapping[str, Tensor], *, length: str, axis: int
+) -> int:
     """So many tokens a tile; `length` names the processor's field, `axis` counts the tiles."""
-
-    def count(processor: Any, tensors: Mapping[str, Tensor]) -> int:
-        return int(tensors["pixel_values"].shape[axis]) * int(getattr(processor, length))
-
-    return count
+    return int(tensors["pixel_values"].shape[axis]) * int(getattr(processor, length))
 
 
 QWEN_MARKERS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -79,13 +79,13 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="InternVL3",
         model_types=("internvl",),
-        count_image_tokens=_tiles_of("image_seq_length", 0),
+        count_image_tokens=partial(_tokens_of_tiles, length="image_seq_length", axis=0),
         coords="qwen3",  # its boxes are 0..1000, too
     ),
     Family(
         name="Gemma 3",
         model_types=("gemma3",),
-        count_image_tokens=_tiles_of("image_seq_length", 0),
+        count_image_tokens=partial(_tokens_of_tiles, length="image_seq_length", axis=0),
         # Image tokens see each other in both directions; without these the model is causal everywhere.
         token_inputs=("token_type_ids",),
         marker_ids=("image_token_id", "boi_token_id", "eoi_token_id"),
@@ -100,7 +100,7 @@ FAMILIES: tuple[Family, ...] = (
         name="SmolVLM",
         model_types=("smolvlm", "idefics3"),
         # Its images lie in one row of the batch, tile behind tile.
-        count_image_tokens=_tiles_of("image_seq_len", 1),
+        count_image_tokens=partial(_tokens_of_tiles, length="image_seq_len", axis=1),
     ),
 )
 """Families of vision-language models that are tested, tests/test_families.py."""

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.distributed import process_state
+from dopd_vlm.models.chat import render
 from dopd_vlm.models.encoder import EncodedPrompt, collate, encode_text
 from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.policy import Policy, load_policy, output_head
@@ -125,12 +126,12 @@ class PolicyLM(TemplateLM):
         """The rendered turns; each `<image>` in a text becomes a picture block."""
         self._is_rendered = True
         turns = [{**turn, "content": _blocks(turn["content"])} for turn in chat_history]
-        return self.policy.processor.apply_chat_template(
+        return render(
+            self.policy.processor,
             turns,
-            tokenize=False,
+            template_kwargs=self.template_kwargs,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
-            **self.template_kwargs,
         )
 
     def tok_encode(

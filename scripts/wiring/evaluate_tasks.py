@@ -29,6 +29,7 @@ from dopd_vlm.eval.results.examples import Example, Shown, changed_samples
 from dopd_vlm.eval.results.page import EXAMPLES, shown, write_report
 from dopd_vlm.eval.results.results import Results, write_results
 from dopd_vlm.jsonl import read_lines
+from dopd_vlm.models.chat import render
 from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.scripts.wiring.samples import listed, local_path, task_samples
@@ -177,9 +178,7 @@ def _readable(
     template_kwargs: Mapping[str, Any] | None,
 ) -> str:
     if isinstance(model, Policy):
-        return model.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
-        )
+        return render(model.processor, messages, template_kwargs=template_kwargs)
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
 
 

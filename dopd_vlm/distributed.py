@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
@@ -34,10 +36,27 @@ def total_of(accelerator: Accelerator, sums: Mapping[str, float]) -> Counter[str
 
 
 def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
-    """All ranks' rows; ranks may hold different counts."""
+    """All ranks' rows, in the order of the ranks, which may hold different counts."""
     if accelerator.num_processes == 1:
         return rows.cpu()
-    padded = accelerator.pad_across_processes(rows, dim=0, pad_index=float("nan"))  # type: ignore[arg-type]
-    gathered = accelerator.gather(padded)
-    assert isinstance(gathered, Tensor)
-    return gathered[~gathered.isnan().any(-1)].cpu()
+    counts: Any = accelerator.gather(torch.tensor([len(rows)], device=rows.device))
+    gathered: Any = accelerator.gather(accelerator.pad_across_processes(rows, dim=0))  # type: ignore[arg-type]
+    # By counts, not by a mark at the padding: a row may hold anything, NaN too.
+    parts = (
+        zip(gathered.split(int(counts.max())), counts.tolist(), strict=True) if counts.any() else ()
+    )
+    return torch.cat([rows[:0], *(part[:count] for part, count in parts)]).cpu()
+
+
+def any_of(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether it is set on any rank: what all must agree on before they part."""
+    if accelerator.num_processes == 1:
+        return flag
+    return any(gather_object([flag]))
+
+
+def first_failure(accelerator: Accelerator, failure: str | None) -> str | None:
+    """The failure of the lowest rank that has one, so that all ranks stop with the same words."""
+    if accelerator.num_processes == 1:
+        return failure
+    return next((one for one in gather_object([failure]) if one is not None), None)

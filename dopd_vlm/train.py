@@ -18,6 +18,7 @@ from accelerate.utils import set_seed
 from rich.console import Console
 
 from dopd_vlm.config import RunConfig
+from dopd_vlm.distributed import any_of
 from dopd_vlm.models.policy import Policy
 from dopd_vlm.run_folder import SAMPLES_FILE, SKIPPED_FILE, open_run_folder
 from dopd_vlm.tracking.console import RunView
@@ -159,16 +160,17 @@ class Loop:
         )
 
     def run(self, stop: list[int]) -> bool:
-        """Steps until the last one or a signal; True when a signal came."""
+        """Steps until the last one or a signal to any process; True when a signal came."""
         state, config = self.state, self.state.config
         if self.is_measured() and state.step not in self.tracker.measured_steps:
             self.measure(is_last=state.step == config.optim.max_steps)
         while state.step < config.optim.max_steps:
             self.step()
             is_last = state.step == config.optim.max_steps
-            if is_last or stop or state.step % config.checkpoint_every == 0:
+            is_stopped = any_of(state.accelerator, bool(stop))
+            if is_last or is_stopped or state.step % config.checkpoint_every == 0:
                 self.save()
-            if stop:
+            if is_stopped:
                 self.tracker.say(f"interrupted: step {state.step} is saved, go on with resume=true")
                 self.observer.renew_page()
                 return True

@@ -41,3 +41,37 @@ def test_one_process_equals_two_of_unequal_and_of_empty_share(name, tmp_path):
             assert parts["metrics"][key] == pytest.approx(whole["metrics"][key], rel=1e-6), key
         for key, grad in whole["gradients"].items():
             assert (parts["gradients"][key] - grad).norm() <= 1e-6 * grad.norm() + 1e-12, key
+
+
+def agree(*arguments: str) -> dict[int, str]:
+    """What each of two ranks says."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        str(ROOT / "tests" / "process_agree.py"), *arguments,
+    ]  # fmt: skip
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("rank ")]
+    return {int(line[5]): line[8:] for line in lines}
+
+
+def test_rows_of_all_ranks_keep_their_nan():
+    expected = "[[1.0, 1.0], [2.0, 2.0], [nan, 3.0], [4.0, 4.0]]"
+    assert agree("rows") == {0: expected, 1: expected}
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both():
+    said = agree("nonfinite")
+    assert said[0] == said[1] and said[0].startswith("stopped: step 0: the loss is nan")
+
+
+def test_a_signal_to_one_rank_ends_both_at_the_same_step(tmp_path):
+    import tiny
+
+    tiny.save_pair(tmp_path)
+    said = agree("stop", str(tmp_path))
+    assert said[0] == said[1] and said[0].endswith("interrupted True")
+    assert (tmp_path / "out" / "run" / "checkpoint").is_dir()

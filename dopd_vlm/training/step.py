@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator
 
-from dopd_vlm.distributed import total_of
+from dopd_vlm.distributed import first_failure, total_of
 from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.models.policy import Policy
@@ -123,7 +123,7 @@ def distil_step(
             f"step {state.step}: every row of the batch was skipped; see skipped.jsonl"
         )
     with clock.phase("loss"):
-        losses = [_backward(state, micro, limits, counts, features) for micro in micro_batches]
+        losses = _losses(state, micro_batches, limits, counts, features)
         with recomputing(state):
             at_once = state.config.optim.micro_batch_size
             features.backward(state.student, at_once, lambda: state.accelerator.autocast())
@@ -185,6 +185,26 @@ def batch_counts(state: TrainState, rollouts: Sequence[Rollout]) -> Counts:
     sums = {"sequences": float(len(rollouts)), "tokens": float(tokens)}
     total = total_of(state.accelerator, sums)
     return Counts(num_sequences=int(total["sequences"]), num_tokens=int(total["tokens"]))
+
+
+def _losses(
+    state: TrainState,
+    micro_batches: Sequence[MicroBatch],
+    limits: Thresholds | None,
+    counts: Counts,
+    features: StepFeatures,
+) -> list[LossOutput]:
+    """Forward and backward of all micro-batches; a loss that is not finite on one rank stops all of them."""
+    losses, failure = [], None
+    try:
+        for micro in micro_batches:
+            losses.append(_backward(state, micro, limits, counts, features))
+    except NonFiniteLossError as error:
+        failure = str(error)
+    failure = first_failure(state.accelerator, failure)
+    if failure is not None:
+        raise NonFiniteLossError(failure)
+    return losses
 
 
 def _backward(

@@ -1,0 +1,79 @@
+"""Run under torchrun: what ranks have to agree on; prints one line a rank.
+
+torchrun --nproc_per_node 2 tests/process_agree.py rows
+torchrun --nproc_per_node 2 tests/process_agree.py nonfinite
+torchrun --nproc_per_node 2 tests/process_agree.py stop FOLDER
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import tiny
+import torch
+from accelerate import Accelerator
+from test_step import make_rollouts, make_samples, make_state
+from test_train import SAMPLES, make_config
+
+from dopd_vlm.distributed import gather_rows
+from dopd_vlm.train import train
+from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
+
+
+def rows(accelerator: Accelerator) -> str:
+    """Rank 0 has one row, rank 1 three, one of which is NaN."""
+    own = (
+        torch.full((1, 2), 1.0)
+        if accelerator.process_index == 0
+        else torch.tensor([[2.0, 2], [torch.nan, 3], [4, 4]])
+    )
+    return str(gather_rows(accelerator, own).tolist())
+
+
+def nonfinite() -> str:
+    """The image of rank 1's sample is NaN in the plain view."""
+    state = make_state("opd")
+    rank = state.accelerator.process_index
+    mine = slice(0, 1) if rank == 0 else slice(1, 2)
+    samples, rollouts = make_samples(state)[mine], make_rollouts()[2 * mine.start : 2 * mine.stop]
+    if rank == 1:
+        samples[0].prompts["plain"].image_tensors["pixel_values"].fill_(torch.nan)
+    try:
+        distil_step(state, samples, rollouts, Clock())
+    except NonFiniteLossError as error:
+        return f"stopped: {error}"
+    return "went on"
+
+
+def stop(folder: str) -> str:
+    """Rank 1 alone gets SIGTERM, while it reads the rows of its second step."""
+    models = Path(folder)
+    rank = int(os.environ["RANK"])
+
+    class Rows(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            Rows.reads += 1
+            if rank == 1 and Rows.reads == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__getitem__(index)
+
+    config = make_config(models, models / "out", steps=30, every=100)
+    result = train(config, Rows(SAMPLES))
+    return f"step {result.step} interrupted {result.interrupted}"
+
+
+def main(what: str, *arguments: str) -> None:
+    if what == "rows":
+        accelerator = Accelerator(cpu=True)
+        text = rows(accelerator)
+    else:
+        text = {"nonfinite": nonfinite, "stop": stop}[what](*arguments)
+    print(f"rank {os.environ['RANK']}: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    assert tiny
+    main(*sys.argv[1:])

@@ -23,11 +23,8 @@ from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
 
 def rows(accelerator: Accelerator) -> str:
     """Rank 0 has one row, rank 1 three, one of which is NaN."""
-    own = (
-        torch.full((1, 2), 1.0)
-        if accelerator.process_index == 0
-        else torch.tensor([[2.0, 2], [torch.nan, 3], [4, 4]])
-    )
+    lists = [[[1.0, 1.0]], [[2.0, 2.0], [torch.nan, 3.0], [4.0, 4.0]]]
+    own = torch.tensor(lists[accelerator.process_index])
     return str(gather_rows(accelerator, own).tolist())
 
 
@@ -71,7 +68,8 @@ def main(what: str, *arguments: str) -> None:
         text = rows(accelerator)
     else:
         text = {"nonfinite": nonfinite, "stop": stop}[what](*arguments)
-    print(f"rank {os.environ['RANK']}: {text}", flush=True)
+    # In one piece: print writes the end of the line by itself, and ranks share the pipe.
+    os.write(1, f"rank {os.environ['RANK']}: {text}\n".encode())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from .benchmarks.benchmark import Benchmark, Generation, load_benchmark
 from .completions.complete import Source, complete_all
 from .completions.endpoint import IMAGE_FORMATS, endpoint_ask, endpoint_name
 from .completions.generators import Generate, halving, local_generator
+from .completions.judge import Judge, judge_store, judge_summary
 from .completions.records import scored
 from .completions.requests import (
     digest,
@@ -71,6 +72,7 @@ def evaluate(
     generate: Generate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     image_format: str = "png",
+    judge: Endpoint | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Scores of a model on a benchmark in one view.
@@ -89,6 +91,7 @@ def evaluate(
         generate: makes completions in place of the local model, which is then only a name.
         template_kwargs: given to the chat template.
         image_format: how images travel to an endpoint, `png` (every pixel) or `jpeg`.
+        judge: a model that judges the answers of benchmarks whose protocol has one (`completions/judge.py`).
         progress: a running rich display to add a bar to.
 
     Raises:
@@ -106,11 +109,16 @@ def evaluate(
         num_samples=len(samples or ()),
     )
     source = _source(model, generate, template_kwargs, image_format, process_state())
-    return _run(job, source, Path(out) if out else None, batch_size, progress)
+    return _run(job, source, Path(out) if out else None, batch_size, judge, progress)
 
 
 def _run(
-    job: Job, source: Source, out: Path | None, batch_size: int, progress: Progress | None
+    job: Job,
+    source: Source,
+    out: Path | None,
+    batch_size: int,
+    judge: Endpoint | None,
+    progress: Progress | None,
 ) -> Results:
     state = process_state()
     store = SampleStore(out, job.task.name, job.view, state.process_index) if out else None
@@ -135,6 +143,8 @@ def _run(
     )
     count = row_scorer(job.task.answer_type, job.task.scorer)
     records = [scored(r, job.samples[r.doc_id], completions[r.key], count, job.view) for r in mine]
+    if judge is not None and job.task.judge:
+        records = _judged(records, job, judge, out, progress)
     if state.num_processes > 1:
         records = sorted(gather_object(records), key=lambda r: (r["doc_id"], r["sample_idx"]))
     found = replace(
@@ -142,10 +152,35 @@ def _run(
         samples_path=store.path if store else None,
         settings=_settings(job, source),
     )
+    if judge is not None and job.task.judge:
+        found = _with_judge(found, records, judge)
     if store is not None and state.is_main_process:
         _write(found, records, store)
     state.wait_for_everyone()
     return found
+
+
+def _judged(
+    records: Sequence[Record],
+    job: Job,
+    judge: Endpoint,
+    out: Path | None,
+    progress: Progress | None,
+) -> list[Record]:
+    count = row_scorer(job.task.answer_type, job.task.scorer)
+    store = judge_store(out, job.task.name, job.view, process_state().process_index)
+    asked = Judge(judge, job.task.judge, count, store)
+    return asked.judged(records, job.samples, progress, f"{job.title} judge")
+
+
+def _with_judge(found: Results, records: Sequence[Record], judge: Endpoint) -> Results:
+    summary = judge_summary(records, endpoint_name(judge))
+    agreement = {} if summary["agreement"] is None else {"judge_agreement": summary["agreement"]}
+    return replace(
+        found,
+        second={**found.second, **agreement},
+        settings={**found.settings, "judge": summary},
+    )
 
 
 def _write(found: Results, records: Sequence[Record], store: SampleStore) -> None:

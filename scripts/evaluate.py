@@ -221,6 +221,12 @@ def _add_endpoint(command: argparse.ArgumentParser) -> None:
         "program knows the model by",
     )
     add("--concurrent", type=int, default=16, help="requests under way at once")
+    add(
+        "--judge",
+        metavar="URL",
+        help="endpoint of a model that judges answers where the benchmark's protocol has one, rules first",
+    )
+    add("--judge-model", help="its name there, the only one served when left out")
     add("--image-format", default="png", help="png keeps every pixel, jpeg travels faster")
     add("--timeout", type=float, default=600.0, help="seconds to wait for one answer")
     add("--repeats", type=int, default=6, help="how often a request that failed is repeated")

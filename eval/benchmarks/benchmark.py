@@ -116,6 +116,8 @@ class Benchmark:
     """Which scorer counts; `row` takes each question's own."""
     scorer: Mapping[str, Any] = field(default_factory=dict)
     """Options of the scorer."""
+    judge: str = ""
+    """How a model may judge, where the official protocol has it: `extract` or `verdict`; empty for never."""
     prompts: PromptTemplate = field(default_factory=PromptTemplate)
     """Wording around the question."""
     generation: Generation = Generation()
@@ -140,6 +142,7 @@ class Benchmark:
             ("answer_form", ANSWER_FORMS),
             ("question_form", QUESTION_FORMS),
             ("answer_type", ("row", *SCORERS)),
+            ("judge", ("", "extract", "verdict")),
         ):
             value = getattr(self, name)
             if value not in known:

@@ -62,12 +62,13 @@ def evaluate_all(options: argparse.Namespace, console: Console) -> None:
         ValueError: tasks that did not run, each with its reason, after the report of the others.
     """
     tasks = [load_benchmark(name) for name in task_names(options.tasks, options.suite)]
+    judge = load_judge(options, tasks)
     model = load_model(options)
     is_main = process_state().is_main_process
     found = Findings()
     with Progress(*COLUMNS, console=console, disable=not is_main) as progress:
         for task in tasks:
-            if not _add_task(found, model, task, options, progress):
+            if not _add_task(found, model, judge, task, options, progress):
                 break
     if found.results and is_main:
         finish(found, options.out, console)
@@ -79,6 +80,7 @@ def evaluate_all(options: argparse.Namespace, console: Console) -> None:
 def _add_task(
     found: Findings,
     model: Policy | Endpoint,
+    judge: Endpoint | None,
     task: Benchmark,
     options: argparse.Namespace,
     progress: Progress,
@@ -91,7 +93,7 @@ def _add_task(
         return True
     for view in listed(options.view):
         try:
-            made = evaluate_one(model, task, samples, view, options, progress)
+            made = evaluate_one(model, task, samples, view, options, progress, judge)
         except ValueError as error:
             found.problems.append(_named(task, error))
             # An endpoint that refuses one task refuses all, and of several processes the others
@@ -129,6 +131,30 @@ def load_model(options: argparse.Namespace) -> Policy | Endpoint:
     return endpoint if options.model else replace(endpoint, model=only_model(endpoint))
 
 
+def load_judge(options: argparse.Namespace, tasks: Sequence[Benchmark]) -> Endpoint | None:
+    """The model that judges; None without --judge.
+
+    Raises:
+        ValueError: it cannot be reached, or no task's protocol has a judge.
+    """
+    if not options.judge:
+        return None
+    if not any(task.judge for task in tasks):
+        raise ValueError(
+            "--judge: the protocol of none of these tasks has a judge "
+            f"({', '.join(task.name for task in tasks)}); leave it out"
+        )
+    endpoint = Endpoint(
+        url=options.judge.rstrip("/"),
+        model=options.judge_model or "",
+        api_key=os.environ.get("OPENAI_API_KEY"),
+        max_concurrent=options.concurrent,
+        timeout_s=options.timeout,
+        max_repeats=options.repeats,
+    )
+    return endpoint if options.judge_model else replace(endpoint, model=only_model(endpoint))
+
+
 def evaluate_one(
     model: Policy | Endpoint,
     task: Benchmark,
@@ -136,6 +162,7 @@ def evaluate_one(
     view: Any,
     options: argparse.Namespace,
     progress: Progress,
+    judge: Endpoint | None = None,
 ) -> Results:
     """One task in one view."""
     if process_state().is_main_process:
@@ -151,6 +178,7 @@ def evaluate_one(
         seed=options.seed,
         template_kwargs=options.template_kwargs,
         image_format=options.image_format,
+        judge=judge,
         progress=progress,
     )
 

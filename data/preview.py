@@ -17,9 +17,9 @@ from dopd_vlm.types import Message, Sample, View, ViewName
 from .views import Skipped
 
 LONGEST_SIDE = 900
-"""Pixels to which larger pictures are scaled down on the page."""
+"""Pixels to which larger images are scaled down on the page."""
 SMALL_SIDE = 128
-"""Smaller pictures are enlarged on the page, pixel by pixel."""
+"""Smaller images are enlarged on the page, pixel by pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def preview_page(
     skipped: Sequence[Skipped] = (),
     rollouts: Mapping[str, str] | None = None,
 ) -> str:
-    """The page as HTML that needs no other file: pictures are inside.
+    """The page as HTML that needs no other file: images are inside.
 
     Everything that comes from a row is escaped. Without rollouts there are no scripts.
 

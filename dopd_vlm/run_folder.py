@@ -87,8 +87,8 @@ class RunRecord:
 
     def names(self, prefix: str, suffix: str = "") -> list[str]:
         """Metrics whose names start and end so, in order of appearance."""
-        found = dict.fromkeys(name for line in self.metrics for name in line)
-        return [n for n in found if n.startswith(prefix) and n.endswith(suffix)]
+        names = dict.fromkeys(name for line in self.metrics for name in line)
+        return [n for n in names if n.startswith(prefix) and n.endswith(suffix)]
 
 
 def open_run_folder(config: RunConfig) -> Path:
@@ -103,11 +103,11 @@ def open_run_folder(config: RunConfig) -> Path:
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    path, found = run_dir / "environment.json", environment()
+    path, record = run_dir / "environment.json", environment()
     if path.exists():
         first = json.loads(path.read_text(encoding="utf-8"))
-        found |= {"command": first["command"], "resumed_by": found["command"]}
-    path.write_text(json.dumps(found, indent=2), encoding="utf-8")
+        record |= {"command": first["command"], "resumed_by": record["command"]}
+    path.write_text(json.dumps(record, indent=2), encoding="utf-8")
     return run_dir
 
 

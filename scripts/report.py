@@ -2,7 +2,7 @@
 
 dopd report runs/a                              # runs/a/report.html
 dopd report runs/a runs/b --out cmp.html        # two to eight runs
-dopd report runs/a --figure routing.svg         # a still picture: svg, pdf or png
+dopd report runs/a --figure routing.svg         # a figure: svg, pdf or png
 """
 
 import argparse
@@ -85,10 +85,10 @@ def paired(one: "Results", first: "Results | None") -> dict[str, str]:
         return columns
     if one.per_question.keys() != first.per_question.keys():
         return columns | {"minus first, %": "other questions"}
-    found = paired_difference(one.per_question, first.per_question, one.clusters or None)
+    difference = paired_difference(one.per_question, first.per_question, one.clusters or None)
     columns |= {
-        "minus first, %": f"{100 * found.value:+.1f} ± {100 * found.stderr:.1f}",
-        "p (paired)": f"{found.p_value:.3g}",
+        "minus first, %": f"{100 * difference.value:+.1f} ± {100 * difference.stderr:.1f}",
+        "p (paired)": f"{difference.p_value:.3g}",
     }
     if {*one.per_question.values(), *first.per_question.values()} <= {0.0, 1.0}:
         test = mcnemar(one.per_question, first.per_question)
@@ -101,11 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser("report", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", type=Path, help="where the page goes; RUN/report.html for one run")
-    parser.add_argument(
-        "--figure", type=Path, help="write a still picture instead: svg, pdf or png"
-    )
-    parser.add_argument("--probe", type=int, default=1, help="of the picture: which probe, from 1")
-    parser.add_argument("--step", type=int, help="of the picture: which step; the last by default")
+    parser.add_argument("--figure", type=Path, help="write a figure instead: svg, pdf or png")
+    parser.add_argument("--probe", type=int, default=1, help="of the figure: which probe, from 1")
+    parser.add_argument("--step", type=int, help="of the figure: which step; the last by default")
     return parser
 
 

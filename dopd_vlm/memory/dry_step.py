@@ -63,11 +63,11 @@ class Bytes:
 def dry_state(config: RunConfig, method: Method, device: str) -> TrainState:
     """Models without data, and an optimizer with its moments."""
     student = _policy(config, config.student, device, is_student=True)
-    own = student if method.needs_self_target else None
-    if own is not None and method.self_target != "live":
+    self_target = student if method.needs_self_target else None
+    if self_target is not None and method.self_target != "live":
         # Weights of the student's own type, as `load_policy(like=student)` has them.
-        own = _policy(config, config.student, device, is_student=True)
-        own.model.requires_grad_(False)
+        self_target = _policy(config, config.student, device, is_student=True)
+        self_target.model.requires_grad_(False)
     teacher = _policy(config, config.teacher, device) if method.needs_teacher else None
     if config.optim.gradient_checkpointing:
         checkpoint_activations_(student.model)
@@ -78,7 +78,7 @@ def dry_state(config: RunConfig, method: Method, device: str) -> TrainState:
         accelerator=_accelerator(config, device),
         student=student,
         teacher=teacher,
-        self_target=own,
+        self_target=self_target,
         method=method,
         optimizer=torch.optim.AdamW(trained, foreach=device == "cuda"),
         scheduler=None,  # type: ignore[arg-type]
@@ -154,7 +154,11 @@ def _accelerator(config: RunConfig, device: str) -> Any:
         return Autocast(device, keeps_weights=keeps_weights) if use_bfloat16 else nullcontext()
 
     return SimpleNamespace(
-        autocast=autocast, device=torch.device(device), num_processes=1, process_index=0
+        autocast=autocast,
+        device=torch.device(device),
+        mixed_precision="bf16" if use_bfloat16 else "no",
+        num_processes=1,
+        process_index=0,
     )
 
 
@@ -252,8 +256,8 @@ def _phase(live: LiveBytes, *, kept: int) -> Bytes:
 def _full_rollouts(state: TrainState, samples: Sequence[EncodedSample]) -> list[Rollout]:
     rollout = state.config.rollout
     ids = torch.zeros(rollout.max_completion_length, dtype=torch.int64)
-    made = Rollout(uid="", completion_ids=ids, sampler_logp=ids.float(), finish_reason="length")
-    return [made] * (len(samples) * rollout.num_generations)
+    longest = Rollout(uid="", completion_ids=ids, sampler_logp=ids.float(), finish_reason="length")
+    return [longest] * (len(samples) * rollout.num_generations)
 
 
 def _losses(

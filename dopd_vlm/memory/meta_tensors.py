@@ -1,7 +1,7 @@
 """A dry run on shapes: model code runs as it is, float tensors have sizes and no data, and bytes are counted.
 
-Weights, pictures and what is computed from them live on torch's meta device. Ids, masks and sizes of
-pictures are real tensors on the CPU, so that code which looks at them goes its usual way. What depends on
+Weights, images and what is computed from them live on torch's meta device. Ids, masks and sizes of
+images are real tensors on the CPU, so that code which looks at them goes its usual way. What depends on
 float data is made up (`_made_up`).
 """
 

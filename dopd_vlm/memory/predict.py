@@ -2,6 +2,10 @@
 
 `dry_step` runs a step on shapes. Where the batch is large it runs two small ones: what lives at the
 highest moment of a phase is a constant and an equal part for every prompt of the batch.
+
+Why this is not torch's: `torch.distributed._tools.MemTracker` refuses a module that is called twice in a
+step, as the student is, once in each view; and under `FakeTensorMode` the step stops where it looks at a
+mask (`nonzero` has a dynamic shape). Here ids and masks stay real, and floats alone have no data.
 """
 
 import math
@@ -53,7 +57,7 @@ class Phase:
     optimizer: int
     gradients: int
     kept: int
-    """Hidden states and scores of the targets, features of pictures."""
+    """Hidden states and scores of the targets, features of images."""
     activations: int
     """Of forward and backward, caches of keys and values, temporaries."""
     chunk: int
@@ -109,9 +113,8 @@ def predict(
     if device.kind == "cuda" and config.method.chunk_size is None:
         free = device.memory - CUDA_CONTEXT - sum(fixed.values()) - trained
         state = _with_chunks(state, free)
-    found = _phases(state, prompts, num_processes)
     phases = {}
-    for name, part in found.items():
+    for name, part in _phases(state, prompts, num_processes).items():
         gradients = trained if name in ("loss", "step") else 0
         held = int(part.kept) - (trained if name == "step" else 0)
         activations = int(part.activations) - (trained if name == "loss" else 0)
@@ -141,9 +144,9 @@ def _phases(
     unit = math.ceil(optim.score_batch_size / rollout.num_generations)
     sizes = [wanted] if wanted <= LARGE * unit else [unit, 2 * unit]
     runs = [_step_of(state, prompts, size) for size in sizes]
-    found = {name: _line(sizes, [run[name] for run in runs], wanted) for name in runs[0]}
-    found["rollout"] = _rollout_of(state, prompts, wanted)
-    return found
+    bytes_of = {name: _line(sizes, [run[name] for run in runs], wanted) for name in runs[0]}
+    bytes_of["rollout"] = _rollout_of(state, prompts, wanted)
+    return bytes_of
 
 
 def _step_of(
@@ -156,17 +159,17 @@ def _step_of(
 def _rollout_of(
     state: TrainState, prompts: Mapping[ViewName, Sequence[EncodedPrompt]], wanted: int
 ) -> Bytes:
-    """The last batch of rollouts, beside the features of all pictures before it."""
+    """The last batch of rollouts, beside the features of all images before it."""
     size = min(wanted, state.config.rollout.batch_size)
     with dry_run(state.accelerator.device.type, state.vocab_size) as live:
         features = StepFeatures()
-        found = dry_rollout(state, filled(prompts, size), features, live)
-        return replace(found, kept=live.now * (wanted - size) / size)
+        last = dry_rollout(state, filled(prompts, size), features, live)
+        return replace(last, kept=live.now * (wanted - size) / size)
 
 
-def _line(sizes: Sequence[int], found: Sequence[Bytes], wanted: int) -> Bytes:
-    """The line through two sizes, at the size wanted; of one size, what was found."""
-    low, high = found[0], found[-1]
+def _line(sizes: Sequence[int], peaks: Sequence[Bytes], wanted: int) -> Bytes:
+    """The line through two sizes, at the size wanted; of one size, its own."""
+    low, high = peaks[0], peaks[-1]
     share = (wanted - sizes[0]) / max(1, sizes[-1] - sizes[0])
 
     def at(name: str) -> float:

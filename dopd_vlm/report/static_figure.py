@@ -43,7 +43,7 @@ def write_figure(
     path, run = Path(out), read_run(run_dir)
     if path.suffix not in FORMATS:
         raise ValueError(f"--figure {path}: the ending must be one of {', '.join(FORMATS)}")
-    shown = token_map_of(run, probe, step)
+    token_map = token_map_of(run, probe, step)
     try:
         import matplotlib
     except ImportError as error:
@@ -55,7 +55,7 @@ def write_figure(
         "axes.spines.right": False,
     }
     with matplotlib.rc_context(settings):
-        figure = _draw(run, run.probes[probe - 1], shown)
+        figure = _draw(run, run.probes[probe - 1], token_map)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=200, metadata=_no_date(path.suffix))
     return path
@@ -89,10 +89,10 @@ def token_cells(tokens: Sequence[str], columns: int = COLUMNS) -> list[tuple[int
     return cells
 
 
-def _draw(run: RunRecord, probe: Record, shown: Record) -> Any:
+def _draw(run: RunRecord, probe: Record, token_map: Record) -> Any:
     from matplotlib.figure import Figure
 
-    cells = [cell for cell in token_cells(shown["tokens"]) if cell[0] < MOST_LINES]
+    cells = [cell for cell in token_cells(token_map["tokens"]) if cell[0] < MOST_LINES]
     completion = LINE_HEIGHT * (1 + max((cell[0] for cell in cells), default=0)) + 0.35
     heights = [2.3, completion, 1.6]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.5), layout="constrained")
@@ -102,8 +102,8 @@ def _draw(run: RunRecord, probe: Record, shown: Record) -> Any:
     _image(figure.add_subplot(top[1]), probe["privileged"], "privileged: both targets")
     _words(figure.add_subplot(top[2]), probe)
     _legend(figure.add_subplot(top[3]), run)
-    _completion(figure.add_subplot(rows[1]), cells, shown)
-    _shares(figure.add_subplot(rows[2]), run, shown["step"])
+    _completion(figure.add_subplot(rows[1]), cells, token_map)
+    _shares(figure.add_subplot(rows[2]), run, token_map["step"])
     return figure
 
 
@@ -154,20 +154,20 @@ def _legend(axes: Any, run: RunRecord) -> None:
     axes.legend(handles=handles, loc="upper left", frameon=False, fontsize=8)
 
 
-def _completion(axes: Any, cells: Sequence[tuple[int, int, int, str]], shown: Record) -> None:
+def _completion(axes: Any, cells: Sequence[tuple[int, int, int, str]], token_map: Record) -> None:
     from matplotlib.patches import Rectangle
 
     axes.axis("off")
-    verdict = {None: "", 0: ", wrong", 1: ", right"}.get(shown["correct"], "")
+    verdict = {None: "", 0: ", wrong", 1: ", right"}.get(token_map["correct"], "")
     axes.set_title(
-        f"a completion of {shown['uid']} at step {shown['step']}{verdict}",
+        f"a completion of {token_map['uid']} at step {token_map['step']}{verdict}",
         loc="left", fontsize=9, parse_math=False,
     )  # fmt: skip
     lines = 1 + max((cell[0] for cell in cells), default=0)
     axes.set_xlim(0, COLUMNS)
     axes.set_ylim(lines, 0)
     for place, (row, column, width, text) in enumerate(cells):
-        kind = shown["regime"][place] if shown["regime"] else None
+        kind = token_map["regime"][place] if token_map["regime"] else None
         paint = None if kind is None or kind < 0 else PAINTS[Regime(kind)]
         fill, ink = (paint.fill, paint.ink) if paint else (GREY, "#000000")
         axes.add_patch(Rectangle((column - 0.2, row + 0.08), width + 0.4, 0.84, color=fill, lw=0))

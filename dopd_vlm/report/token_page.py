@@ -76,9 +76,9 @@ def _page_data(
     index: dict[str, int] = {}
     pages = []
     for probe in probes:
-        own = sorted((m for m in maps if m["uid"] == probe["uid"]), key=lambda m: m["step"])
-        if own:
-            pages.append({**probe, "maps": [_compact(record, index) for record in own]})
+        records = sorted((m for m in maps if m["uid"] == probe["uid"]), key=lambda m: m["step"])
+        if records:
+            pages.append({**probe, "maps": [_compact(record, index) for record in records]})
     return {
         "probes": pages,
         "strings": list(index),

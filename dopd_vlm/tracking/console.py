@@ -89,12 +89,12 @@ class RunView:
 
     def measured(self, step: int, values: Metrics) -> None:
         """Results of an evaluation."""
-        found = plain_accuracy(values)
-        if found is not None:
-            self._accuracy.append((step, found))
+        accuracy = plain_accuracy(values)
+        if accuracy is not None:
+            self._accuracy.append((step, accuracy))
         if self._is_shown and not self._is_live and values:
-            shown = [f"{name} {value:.3f}" for name, value in values.items() if "accuracy" in name]
-            self._line(f"step {step}: {'  '.join(shown)}")
+            parts = [f"{name} {value:.3f}" for name, value in values.items() if "accuracy" in name]
+            self._line(f"step {step}: {'  '.join(parts)}")
 
     def step(self, step: int, metrics: Metrics) -> None:
         """One optimizer step is done."""
@@ -183,10 +183,10 @@ class RunView:
 
 def plain_accuracy(values: Metrics) -> float | None:
     """Mean accuracy over the tasks in the plain view; without tasks that of the training prompts."""
-    found = [
+    scores = [
         v for n, v in values.items() if n.startswith("eval/") and n.endswith("/plain/accuracy")
     ]
-    return sum(found) / len(found) if found else values.get("probe/plain_accuracy")
+    return sum(scores) / len(scores) if scores else values.get("probe/plain_accuracy")
 
 
 def regime_bar(metrics: Metrics) -> Text:

@@ -119,23 +119,23 @@ class Observer:
                 rows = [probe["row"] for probe in json.loads(path.read_text(encoding="utf-8"))]
                 self._probes = [encode_sample(self.state, self.samples[row]) for row in rows]
             else:
-                chosen = self._choose()
-                self._probes = [encoded for _, encoded in chosen]
-                stored = [{"row": row, **probe_record(encoded)} for row, encoded in chosen]
-                path.write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
+                rows_encoded = self._choose()
+                self._probes = [encoded for _, encoded in rows_encoded]
+                records = [{"row": row, **probe_record(encoded)} for row, encoded in rows_encoded]
+                path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
         return self._probes
 
     def _choose(self) -> list[tuple[int, EncodedSample]]:
-        chosen: dict[str, tuple[int, EncodedSample]] = {}
+        probes: dict[str, tuple[int, EncodedSample]] = {}
         for row in self.rows:
-            if len(chosen) == NUM_PROBES:
+            if len(probes) == NUM_PROBES:
                 break
             try:
                 encoded = encode_sample(self.state, self.samples[row])
             except ValueError:
                 continue  # the loop records it when its turn comes
-            chosen.setdefault(encoded.sample.uid, (row, encoded))
-        return list(chosen.values())
+            probes.setdefault(encoded.sample.uid, (row, encoded))
+        return list(probes.values())
 
 
 def gap_edges() -> Tensor:

@@ -29,7 +29,7 @@ TOP = 5
 
 
 def probe_record(encoded: EncodedSample) -> dict[str, Any]:
-    """What a page shows of a sample: uid, answer, and of both views the prompt and the pictures.
+    """What a page shows of a sample: uid, answer, and of both views the prompt and the images.
 
     {"uid", "question", "answer", "plain": {"text", "images": [data URI], "context"}, "privileged": {...}}
     """
@@ -89,12 +89,12 @@ def token_maps(
         num_sequences=len(rollouts), num_tokens=sum(len(r.completion_ids) for r in rollouts)
     )
     threshold = None if limits is None else {**limits.record(), "of": origin}
-    found: dict[int, dict[str, Any]] = {}
+    records: dict[int, dict[str, Any]] = {}
     for micro in micro_batches:
         columns = _columns(state, micro, micro_batch_loss(state, micro, limits, counts))
         for rollout, sample, column in zip(micro.rollouts, micro.samples, columns, strict=True):
             text = completion_text(state.student, rollout)
-            found[id(rollout)] = {
+            records[id(rollout)] = {
                 "uid": rollout.uid,
                 "step": state.step,
                 "method": state.method.name,
@@ -104,7 +104,7 @@ def token_maps(
                 "threshold": threshold,
                 **column,
             }
-    return [found[id(rollout)] for rollout in rollouts]
+    return [records[id(rollout)] for rollout in rollouts]
 
 
 def _columns(state: TrainState, micro: MicroBatch, loss: LossOutput) -> list[dict[str, Any]]:
@@ -131,12 +131,14 @@ def _column(
 ) -> dict[str, Any]:
     length = len(rollout.completion_ids)
     logp = {
-        name: None if found is None else found.logp[row, :length].double()
-        for name, found in scores.items()
+        name: None if view_scores is None else view_scores.logp[row, :length].double()
+        for name, view_scores in scores.items()
     }
-    teacher, own = logp["teacher"], logp["self_target"]
+    teacher, self_target = logp["teacher"], logp["self_target"]
     comparable = (
-        teacher is not None and own is not None and state.method.teacher_view == "privileged"
+        teacher is not None
+        and self_target is not None
+        and state.method.teacher_view == "privileged"
     )
     regime = loss.regime[row, :length].tolist()
     weights = [state.method.routes[Regime(kind)].weight if kind >= 0 else 0.0 for kind in regime]
@@ -145,11 +147,11 @@ def _column(
         "regime": regime if state.method.routes_by_gap else None,
         "loss": rounded(loss.per_token[row, :length]),
         "weight": weights,
-        "gap": rounded((teacher - own).abs()) if comparable else None,  # type: ignore[operator]
+        "gap": rounded((teacher - self_target).abs()) if comparable else None,  # type: ignore[operator]
         "q_plain": _probabilities(logp["student"]),
-        "q_self": _probabilities(own),
+        "q_self": _probabilities(self_target),
         "q_teacher": _probabilities(teacher),
-        "top": {name: _top(state, found, rows) for name, found in scores.items()},
+        "top": {name: _top(state, view_scores, rows) for name, view_scores in scores.items()},
     }
 
 

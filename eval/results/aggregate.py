@@ -28,7 +28,7 @@ def aggregate(
     for record in records:
         by_uid[record["uid"]].append(record["accuracy"])
     per_question = {uid: sum(scores) / len(scores) for uid, scores in by_uid.items()}
-    clusters = _labels(samples, task.cluster) if task.cluster else _shared_pictures(samples)
+    clusters = _labels(samples, task.cluster) if task.cluster else _shared_images(samples)
     keys = [clusters.get(uid, uid) for uid in per_question]
     found = accuracy_metric().compute(predictions=list(per_question.values()), references=keys)
     assert found is not None
@@ -96,8 +96,8 @@ def _labels(samples: Sequence[Sample], key: str | None) -> dict[str, str]:
     }
 
 
-def _shared_pictures(samples: Sequence[Sample]) -> dict[str, str]:
-    """uid -> hash of the plain pictures where at least two questions share them; else empty."""
+def _shared_images(samples: Sequence[Sample]) -> dict[str, str]:
+    """uid -> hash of the plain images where at least two questions share them; else empty."""
     found = {s.uid: pictures_hash(s.plain.images) for s in samples if s.plain.images}
     return found if len(set(found.values())) < len(found) else {}
 

@@ -85,21 +85,21 @@ def gap_figures(results: Sequence[Results]) -> list[Figure]:
 
 def category_figures(results: Sequence[Results]) -> list[Figure]:
     """One plot for each task whose questions have categories."""
-    names = dict.fromkeys(found.name for found in results if len(found.categories) > 1)
+    names = dict.fromkeys(one.name for one in results if len(one.categories) > 1)
     return [_categories([f for f in results if f.name == name]) for name in names]
 
 
 def difference_figure(pairs: Sequence[tuple[Results, Results]]) -> Figure:
     """A minus B on the same questions with 95 % intervals, one line a task and view."""
-    found = [
+    differences = [
         paired_difference(a.per_question, b.per_question, a.clusters or None) for a, b in pairs
     ]
     points = {
         "type": "scatter",
         "mode": "markers",
-        "x": [one.value for one in found],
+        "x": [one.value for one in differences],
         "y": [f"{a.name} {a.view}" for a, _ in pairs],
-        "error_x": _errors([one.stderr for one in found], TWO_SIDED_95),
+        "error_x": _errors([one.stderr for one in differences], TWO_SIDED_95),
         "marker": {"size": 10, "color": SERIES[0]},
         "name": "A - B",
     }
@@ -164,9 +164,9 @@ def _references(results: Sequence[Results], tasks: Sequence[str]) -> list[dict[s
     return traces
 
 
-def _categories(found: Sequence[Results]) -> Figure:
-    labels = list(dict.fromkeys(label for one in found for label in one.categories))
-    names = [_named(label, found) for label in labels]
+def _categories(views: Sequence[Results]) -> Figure:
+    labels = list(dict.fromkeys(label for one in views for label in one.categories))
+    names = [_named(label, views) for label in labels]
     data = [
         {
             "type": "bar",
@@ -177,16 +177,16 @@ def _categories(found: Sequence[Results]) -> Figure:
             "error_x": _errors([_stderr(one.category_stderr, label) for label in labels]),
             "marker": {"color": VIEW_COLOURS[one.view]},
         }
-        for one in found
+        for one in views
     ]
     return Figure(
-        key=f"categories-{found[0].name}",
-        title=f"By category: {found[0].name}",
+        key=f"categories-{views[0].name}",
+        title=f"By category: {views[0].name}",
         data=data,
         layout={
             "barmode": "group",
             "hovermode": "closest",
-            "height": 130 + LINE_PX * len(labels) * len(found),
+            "height": 130 + LINE_PX * len(labels) * len(views),
             "xaxis": {**_percent_axis("score", None), "rangemode": "tozero"},
             "yaxis": {"type": "category", "autorange": "reversed"},
         },
@@ -200,8 +200,8 @@ def _named(label: str, results: Sequence[Results]) -> str:
 
 
 def _stderr(errors: Mapping[str, float | None], label: str) -> float:
-    found = errors.get(label)
-    return math.nan if found is None else found
+    error = errors.get(label)
+    return math.nan if error is None else error
 
 
 def _errors(stderrs: Sequence[float], factor: float = 1.0) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Results:
     per_question: Mapping[str, float]
     """uid -> mean score, for paired statistics."""
     clusters: Mapping[str, str] = field(default_factory=dict)
-    """uid -> cluster: the benchmark's, or the picture where questions share one; else empty."""
+    """uid -> cluster: the benchmark's, or the image where questions share one; else empty."""
     categories: Mapping[str, float] = field(default_factory=dict)
     """Category -> accuracy."""
     category_stderr: Mapping[str, float | None] = field(default_factory=dict)
@@ -74,32 +74,32 @@ class Results:
 
 def privilege_gap(plain: Results, privileged: Results) -> dict[str, float]:
     """Accuracy of the privileged minus the plain view on the same questions, with paired stderr."""
-    found = paired_difference(privileged.per_question, plain.per_question, plain.clusters or None)
-    return {"privilege_gap": found.value, "privilege_gap_stderr": found.stderr}
+    difference = paired_difference(
+        privileged.per_question, plain.per_question, plain.clusters or None
+    )
+    return {"privilege_gap": difference.value, "privilege_gap_stderr": difference.stderr}
 
 
 def results_json(results: Sequence[Results]) -> dict[str, Any]:
     """lm-eval's top-level names, one entry `<task>__<view>` per Results, and ours beside them."""
-    entries = {f"{found.name}__{found.view}": found for found in results}
+    entries = {f"{one.name}__{one.view}": one for one in results}
     gaps = {
         plain.name: privilege_gap(plain, entries[f"{plain.name}__privileged"])
         for plain in results
         if plain.view == "plain" and f"{plain.name}__privileged" in entries
     }
     return {
-        "results": {
-            key: _row(key, found, gaps.get(found.name, {})) for key, found in entries.items()
-        },
-        "configs": {key: dict(found.settings) for key, found in entries.items()},
-        "higher_is_better": {key: {found.metric: True} for key, found in entries.items()},
+        "results": {key: _row(key, one, gaps.get(one.name, {})) for key, one in entries.items()},
+        "configs": {key: dict(one.settings) for key, one in entries.items()},
+        "higher_is_better": {key: {one.metric: True} for key, one in entries.items()},
         "n-samples": {
-            key: {"original": found.settings.get("num_samples", found.n), "effective": found.n}
-            for key, found in entries.items()
+            key: {"original": one.settings.get("num_samples", one.n), "effective": one.n}
+            for key, one in entries.items()
         },
-        "task_hashes": {key: digest(sorted(found.per_question)) for key, found in entries.items()},
+        "task_hashes": {key: digest(sorted(one.per_question)) for key, one in entries.items()},
         "model_name": results[0].model if results else "",
         "transformers_version": importlib.metadata.version("transformers"),
-        "dopd": [_plain(found) for found in results],
+        "dopd": [_plain(one) for one in results],
     }
 
 
@@ -125,30 +125,30 @@ def read_results(path: Path) -> list[Results]:
     return [_from_plain(entry) for entry in tree["dopd"]]
 
 
-def _row(key: str, found: Results, gap: Mapping[str, float]) -> dict[str, Any]:
+def _row(key: str, results: Results, gap: Mapping[str, float]) -> dict[str, Any]:
     row = {
         "name": key,
-        "alias": found.name,
-        "sample_len": found.n,
-        f"{found.metric},none": found.accuracy,
-        f"{found.metric}_stderr,none": found.stderr,
-        "view": found.view,
-        "unparsed_rate": found.unparsed_rate,
-        "truncated_rate": found.truncated_rate,
-        "empty_rate": found.empty_rate,
-        "scorer_error_rate": found.error_rate,
-        "failed_rate": found.failed_rate,
-        "mean_completion_length": found.mean_tokens,
-        **found.pass_at,
-        **found.second,
+        "alias": results.name,
+        "sample_len": results.n,
+        f"{results.metric},none": results.accuracy,
+        f"{results.metric}_stderr,none": results.stderr,
+        "view": results.view,
+        "unparsed_rate": results.unparsed_rate,
+        "truncated_rate": results.truncated_rate,
+        "empty_rate": results.empty_rate,
+        "scorer_error_rate": results.error_rate,
+        "failed_rate": results.failed_rate,
+        "mean_completion_length": results.mean_tokens,
+        **results.pass_at,
+        **results.second,
         **gap,
     }
     return {name: _finite(value) for name, value in row.items()}
 
 
-def _plain(found: Results) -> dict[str, Any]:
-    tree = asdict(found)
-    tree["samples_path"] = found.samples_path.name if found.samples_path else None
+def _plain(results: Results) -> dict[str, Any]:
+    tree = asdict(results)
+    tree["samples_path"] = results.samples_path.name if results.samples_path else None
     return {name: _finite(value) for name, value in tree.items()}
 
 

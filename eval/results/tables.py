@@ -40,9 +40,9 @@ PUBLISHED = (
 
 def tables(results: Sequence[Results], title: str = "") -> list[Table]:
     """Scores, and beside them published numbers where the tasks have any."""
-    shown = [_rich(*cells(results), title)]
+    listed = [_rich(*cells(results), title)]
     columns, lines = published(results)
-    return [*shown, _rich(columns, lines, PUBLISHED)] if lines else shown
+    return [*listed, _rich(columns, lines, PUBLISHED)] if lines else listed
 
 
 def markdown(results: Sequence[Results]) -> str:
@@ -68,48 +68,48 @@ def comparison_markdown(a: Sequence[Results], b: Sequence[Results]) -> str:
 
 def cells(results: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
     """(column names, lines); columns that say nothing of any task are left out."""
-    found = _lines(results)
-    kept = [i for i in range(len(COLUMNS)) if any(line[i] != "-" for line in found)]
-    return [COLUMNS[i] for i in kept], [[line[i] for i in kept] for line in found]
+    lines = _lines(results)
+    kept = [i for i in range(len(COLUMNS)) if any(line[i] != "-" for line in lines)]
+    return [COLUMNS[i] for i in kept], [[line[i] for i in kept] for line in lines]
 
 
 def published(results: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
     """(column names, lines): a line a task that has published numbers, its own score first."""
     tasks: dict[str, Results] = {}
-    for found in results:
-        if found.reference:
-            tasks.setdefault(found.name, found)
-    names = list(dict.fromkeys(who for found in tasks.values() for who in found.reference))
+    for one in results:
+        if one.reference:
+            tasks.setdefault(one.name, one)
+    names = list(dict.fromkeys(who for one in tasks.values() for who in one.reference))
     lines = [
-        [name, _percent(found.accuracy), *(_number(found.reference.get(who)) for who in names)]
-        for name, found in tasks.items()
+        [name, _percent(one.accuracy), *(_number(one.reference.get(who)) for who in names)]
+        for name, one in tasks.items()
     ]
     return ["task", "this model", *names], lines
 
 
 def _lines(results: Sequence[Results]) -> list[list[str]]:
-    found_lines = []
-    for name in dict.fromkeys(found.name for found in results):
-        views = {found.view: found for found in results if found.name == name}
+    lines = []
+    for name in dict.fromkeys(one.name for one in results):
+        views = {one.view: one for one in results if one.name == name}
         plain, privileged = views.get("plain"), views.get("privileged")
-        shown = [found for found in (plain, privileged) if found is not None]
+        parts = [one for one in (plain, privileged) if one is not None]
         gap = privilege_gap(plain, privileged) if plain and privileged else None
-        found_lines.append(
+        lines.append(
             [
                 name,
-                shown[0].metric,
+                parts[0].metric,
                 _score(plain),
                 _score(privileged),
                 _signed(gap["privilege_gap"], gap["privilege_gap_stderr"]) if gap else "-",
-                str(shown[0].n),
-                " / ".join(_percent(found.unparsed_rate) for found in shown),
-                " / ".join(_percent(found.empty_rate) for found in shown),
-                " / ".join(_percent(found.truncated_rate) for found in shown),
-                " / ".join(_percent(found.error_rate + found.failed_rate) for found in shown),
-                " / ".join(f"{found.mean_tokens:.0f}" for found in shown),
+                str(parts[0].n),
+                " / ".join(_percent(one.unparsed_rate) for one in parts),
+                " / ".join(_percent(one.empty_rate) for one in parts),
+                " / ".join(_percent(one.truncated_rate) for one in parts),
+                " / ".join(_percent(one.error_rate + one.failed_rate) for one in parts),
+                " / ".join(f"{one.mean_tokens:.0f}" for one in parts),
             ]
         )
-    return [*found_lines, *_average(results)]
+    return [*lines, *_average(results)]
 
 
 def _average(results: Sequence[Results]) -> list[list[str]]:
@@ -141,7 +141,7 @@ def common(a: Sequence[Results], b: Sequence[Results]) -> list[tuple[Results, Re
     Raises:
         ValueError: there are none.
     """
-    others = {(found.name, found.view): found for found in b}
+    others = {(one.name, one.view): one for one in b}
     pairs = [(one, others[one.name, one.view]) for one in a if (one.name, one.view) in others]
     if not pairs:
         raise ValueError(
@@ -167,13 +167,13 @@ def _comparison(one: Results, other: Results) -> list[str]:
 
 
 def _titles(results: Sequence[Results]) -> str:
-    return ", ".join(f"{found.name} ({found.view})" for found in results) or "nothing"
+    return ", ".join(f"{one.name} ({one.view})" for one in results) or "nothing"
 
 
-def _score(found: Results | None) -> str:
-    if found is None:
+def _score(results: Results | None) -> str:
+    if results is None:
         return "-"
-    return f"{100 * found.accuracy:.1f}{_error(found.stderr)}"
+    return f"{100 * results.accuracy:.1f}{_error(results.stderr)}"
 
 
 def _number(percent: float | None) -> str:
@@ -193,12 +193,12 @@ def _percent(share: float) -> str:
 
 
 def _rich(columns: Sequence[str], lines: Sequence[Sequence[str]], title: str) -> Table:
-    made = Table(title=title or None)
+    table = Table(title=title or None)
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index > 1 else "left", overflow="fold")
+        table.add_column(column, justify="right" if index > 1 else "left", overflow="fold")
     for line in lines:
-        made.add_row(*line)
-    return made
+        table.add_row(*line)
+    return table
 
 
 def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

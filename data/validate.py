@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +10,17 @@ from dopd_vlm.errors import near
 from dopd_vlm.types import Sample
 
 from .annotations.disclosure import disclosed
-from .annotations.registry import annotation_type, type_names
+from .annotations.registry import forms, type_names
 from .questions import parse_json
-from .views import Skipped, make_sample, origin_of, uid_of
+from .views import AnnotationChoice, Skipped, check_choices, make_sample, origin_of, uid_of
 
 MAX_LISTED = 20
 """Problems that the data card lists; all are counted."""
 MIN_LEAK_LENGTH = 12
 """Characters from which a privileged line that stands in the question too is a leak, not chance."""
 TRAPS = {"hint": "VLMEvalKit prints a column of this name into the student's prompt"}
+SampleCheck = Callable[[Sample], str | None]
+"""Why a sample is of no use for something, or None."""
 META = ("source", "licence", "split", "annotator")
 
 
@@ -53,38 +55,61 @@ class Report:
     """An image is in the other data set too, under another question."""
     traps: Mapping[str, int] = field(default_factory=dict)
     """Rows with a column of `TRAPS`."""
+    doubled: Sequence[str] = ()
+    """Two options are the same."""
+    unscorable: Sequence[str] = ()
+    """Why the answers of some good rows cannot be scored: they train, and count in no accuracy."""
     problems: Sequence[Skipped] = ()
-    """Rows that make no Sample, and why."""
+    """Rows that make no Sample, or that the model cannot take, and why."""
 
 
 def validate(
     rows: Sequence[Mapping[str, Any]],
-    annotations: Sequence[str] | None = None,
+    annotations: Sequence[AnnotationChoice] | None = None,
     *,
     against: Iterable[Mapping[str, Any]] = (),
+    answer_problem: SampleCheck = lambda sample: None,
+    model_problem: SampleCheck = lambda sample: None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Report:
-    """Builds every row with every annotation type it holds, and counts.
+    """Builds and draws every row with every annotation type it holds, and counts.
 
     Args:
         rows: as `read_rows` gives them.
-        annotations: types to check; None takes all that a row holds.
+        annotations: types to check, or pairs with a form; None takes all that a row holds.
         against: another data set, such as the benchmark, that must not share questions.
+        answer_problem: why a sample's answer cannot be scored, or None.
+        model_problem: why a model cannot take a sample, or None.
+        progress: shows how far a walk over the rows has come.
     """
-    for name in annotations or ():
-        annotation_type(name)
+    check_choices(annotations or ())
     counts = _Counts(_digests_of(against))
-    for row in rows:
+    for row in progress(rows):
         try:
             held = _held(row)
             known = held & set(type_names())
-            chosen = sorted(known if annotations is None else set(annotations))
-            sample = make_sample(row, chosen, coords="pixel")
+            choices = _shown(row, known) if annotations is None else annotations
+            sample = make_sample(row, choices, coords="pixel")
+            problem = model_problem(sample)
+            if problem:
+                raise ValueError(problem)
         except ValueError as error:
             file = str(origin_of(row).get("file") or "")
             counts.problems.append(Skipped(uid=uid_of(row), file=file, reason=str(error)))
             continue
         counts.add(row, sample, held, known)
+        unscorable = answer_problem(sample)
+        if unscorable:
+            counts.unscorable.append(unscorable)
     return counts.report(len(rows))
+
+
+def _shown(row: Mapping[str, Any], known: set[str]) -> list[AnnotationChoice]:
+    """Types in every form they have; nothing is drawn where the teacher has images of its own."""
+    can_draw = row.get("teacher_images") is None
+    return [
+        (name, "both" if can_draw and "both" in forms(name) else "text") for name in sorted(known)
+    ]
 
 
 class _Counts:
@@ -99,6 +124,7 @@ class _Counts:
         self.largest: tuple[int, int] | None = None
         self.uids: dict[str, list[str]] = {name: [] for name in _CHECKS}
         self.problems: list[Skipped] = []
+        self.unscorable: list[str] = []
 
     def add(self, row: Mapping[str, Any], sample: Sample, held: set[str], known: set[str]) -> None:
         """Counts a good row."""
@@ -115,17 +141,18 @@ class _Counts:
             self.smallest = min(self.smallest or image.size, image.size, key=_area)
             self.largest = max(self.largest or image.size, image.size, key=_area)
         whole, images = _digests(sample)
-        found = {
+        checks = {
             "disclosing": disclosed(sample.privileged.context, sample.answer, sample.choices),
             "leaking": _leak(sample),
             "answered": not sample.choices and disclosed(sample.question, sample.answer),
+            "doubled": len(set((sample.choices or {}).values())) < len(sample.choices or {}),
             "repeated": whole in self.seen,
             "overlapping": whole in self.others[0],
             "shared_images": whole not in self.others[0] and images & self.others[1],
         }
         self.seen.add(whole)
         for name in _CHECKS:
-            if found[name]:
+            if checks[name]:
                 self.uids[name].append(sample.uid)
 
     def report(self, num_rows: int) -> Report:
@@ -142,6 +169,7 @@ class _Counts:
             meta={name: dict(values) for name, values in self.meta.items() if values},
             traps=dict(self.traps),
             problems=self.problems,
+            unscorable=self.unscorable,
             **self.uids,
         )
 
@@ -150,6 +178,7 @@ _CHECKS = {
     "disclosing": "privileged text holds the answer",
     "leaking": "the question holds privileged text",
     "answered": "the open question holds its answer",
+    "doubled": "two options are the same",
     "repeated": "question and images of an earlier row",
     "overlapping": "question and images are in the other set",
     "shared_images": "an image is in the other set, under another question",
@@ -176,18 +205,28 @@ def data_card(report: Report, title: str) -> str:
     for name, words in _CHECKS.items():
         uids = getattr(report, name)
         lines.append(f"| {words} | {len(uids)} | {', '.join(uids[:3])} |")
-    lines.append("")
+    if report.unknown or report.traps:
+        lines.append("")
     for key, count in sorted(report.unknown.items()):
         likely = near(key, type_names())
         hint = f", did you mean {likely[0]}?" if likely else ""
         lines.append(f"- unknown annotation {key!r} in {count} rows{hint}")
     lines += [f"- column {name!r} in {n} rows: {TRAPS[name]}" for name, n in report.traps.items()]
-    if report.problems:
-        lines += ["", "## Problems", ""]
-        lines += [f"- {problem.reason}" for problem in report.problems[:MAX_LISTED]]
-        rest = len(report.problems) - MAX_LISTED
-        lines += [f"- and {rest} more"] if rest > 0 else []
+    reasons = [problem.reason for problem in report.problems]
+    lines += _section("Problems", reasons)
+    lines += _section(
+        "Answers that cannot be scored: they train, and count in no accuracy", report.unscorable
+    )
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(title: str, reasons: Sequence[str]) -> list[str]:
+    """A heading and the first reasons; nothing without any."""
+    if not reasons:
+        return []
+    rest = len(reasons) - MAX_LISTED
+    more = [f"- and {rest} more"] if rest > 0 else []
+    return ["", f"## {title}", "", *(f"- {reason}" for reason in reasons[:MAX_LISTED]), *more]
 
 
 def _digests_of(rows: Iterable[Mapping[str, Any]]) -> tuple[set[bytes], set[bytes]]:

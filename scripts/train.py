@@ -40,8 +40,6 @@ if TYPE_CHECKING:  # --help and --dry-run load no model, and do not wait for the
     from dopd_vlm.train import TrainResult
 
 THIS_MACHINE = 0.0
-LISTED = 10
-"""Bad rows that --dry-run names."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -117,22 +115,28 @@ def _gpu(size: str) -> float:
 def show(config: RunConfig, console: Console) -> int:
     """What a run would do: config, method, rows and the first good row's prompts in both views."""
     from dopd_vlm.methods import configured_method
-    from dopd_vlm.scripts.wiring.samples import good_rows, resizer, resolved, training_samples
+    from dopd_vlm.scripts.wiring.row_check import check_rows, load_reader, notes
+    from dopd_vlm.scripts.wiring.samples import resizer, resolved, training_samples
 
     method = configured_method(config)
     with console.status("finding where the rows lie"):
         samples = training_samples(config.data, resize=resizer(resolved(config)))
-    good, problems = good_rows(samples, config.data.validate_rows, console)
+    reader = load_reader(resolved(config).student, config.prompts)
+    check = check_rows(samples, config.data.validate_rows, console, reader)
     pprint(config, console=console, expand_all=True)
     pprint(method, console=console)
-    console.print(f"rows: {len(samples)}; checked {good + len(problems)}, good {good}")
-    for problem in problems[:LISTED]:
-        console.print(f"  left out: {problem}", markup=False)
-    if len(problems) > LISTED:
-        console.print(f"  and {len(problems) - LISTED} more")
-    if not good:
+    num_checked = check.num_good + len(check.problems)
+    console.print(f"rows: {len(samples)}; checked {num_checked}, good {check.num_good}")
+    for line in notes(check, config.student.path):
+        console.print(line, markup=False)
+    if reader is None:
+        console.print(
+            f"no tokenizer of {config.student.path!r} is here: its words were not looked up"
+        )
+    first = check.first or first_good(samples, skip=num_checked)
+    if first is None:
         raise ValueError(f"no row of {config.data.train!r} can be used: 0 steps would be taken")
-    show_prompts(first_good(samples), config, console)
+    show_prompts(first, config, console)
     optim = config.optim
     console.rule()
     console.print(
@@ -144,12 +148,12 @@ def show(config: RunConfig, console: Console) -> int:
     return 0
 
 
-def first_good(samples: Sequence[Sample]) -> Sample:
-    """The first sample that its row makes; there is one."""
-    for index in range(len(samples)):
+def first_good(samples: Sequence[Sample], skip: int) -> Sample | None:
+    """The first sample that its row makes, after the `skip` that were tried; None without any."""
+    for index in range(skip, len(samples)):
         with suppress(ValueError):
             return samples[index]
-    raise AssertionError("good_rows counted a good row")
+    return None
 
 
 def show_prompts(sample: Sample, config: RunConfig, console: Console) -> None:
@@ -179,8 +183,8 @@ def run(config: RunConfig, console: Console) -> int:
 
     from dopd_vlm.distributed import process_state
     from dopd_vlm.scripts.wiring.evaluation import Evaluation
+    from dopd_vlm.scripts.wiring.row_check import check_rows, load_reader, notes
     from dopd_vlm.scripts.wiring.samples import (
-        good_rows,
         resizer,
         resolved,
         score_answer,
@@ -193,13 +197,13 @@ def run(config: RunConfig, console: Console) -> int:
     recipe, config = config, resolved(config)
     with console.status("finding where the rows lie"):
         samples = training_samples(config.data, resize=resizer(config))
-    good, problems = good_rows(samples, config.data.validate_rows, console)
-    if not good:
-        raise ValueError(f"no row of {config.data.train!r} can be used: {'; '.join(problems[:3])}")
-    if problems:
-        console.print(
-            f"{len(problems)} rows cannot be used, the first: {problems[0]}", markup=False
-        )
+    reader = load_reader(config.student, config.prompts)
+    check = check_rows(samples, config.data.validate_rows, console, reader)
+    if check.first is None and first_good(samples, skip=len(check.problems)) is None:
+        reasons = "; ".join(check.problems[:3])
+        raise ValueError(f"no row of {config.data.train!r} can be used: {reasons}")
+    for line in notes(check, recipe.student.path):
+        console.print(line, markup=False)
     evaluation = Evaluation(config, console)
     try:
         result = train(

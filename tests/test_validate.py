@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dopd_vlm.data.annotations.disclosure import disclosed
+from dopd_vlm.data.annotations.registry import TYPES
 from dopd_vlm.data.validate import data_card, validate
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "validate.py"
@@ -95,3 +96,38 @@ def test_the_script_fails_on_an_overlap_and_writes_the_card(tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="1"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert "| question and images are in the other set | 1 | x |" in card.read_text()
+
+
+def test_answers_options_and_what_a_model_cannot_take_are_told() -> None:
+    rows = [
+        row("good"),
+        row("same", "blue", choices={"A": "x", "B": "x"}, answer="A"),
+        row("unread", "green"),
+        row("taken", "white"),
+    ]
+    report = validate(
+        rows,
+        answer_problem=lambda s: f"sample {s.uid!r}: no gold" if s.uid == "unread" else None,
+        model_problem=lambda s: f"sample {s.uid!r}: too long" if s.uid == "taken" else None,
+    )
+    assert report.doubled == ["same"] and report.unscorable == ["sample 'unread': no gold"]
+    assert [(bad.uid, bad.reason) for bad in report.problems] == [
+        ("taken", "sample 'taken': too long")
+    ]
+    card = data_card(report, "t")
+    assert "| two options are the same | 1 | same |" in card
+    assert "count in no accuracy\n\n- sample 'unread': no gold" in card
+
+
+def test_a_type_that_fails_only_when_it_draws_is_found(monkeypatch) -> None:
+    class Broken(type(TYPES["boxes"])):
+        def draw(self, images, value):
+            raise KeyError("pen")
+
+    monkeypatch.setitem(TYPES, "boxes", Broken())
+    boxes = {"boxes": [{"bbox": [1, 1, 3, 3], "label": "x"}]}
+    own = {"teacher_images": [Image.new("RGB", (8, 6))]}
+    report = validate([row("a", annotations=boxes), row("b", annotations=boxes, **own)])
+    assert [bad.reason for bad in report.problems] == [
+        "row 'a': annotations.boxes: KeyError: 'pen'"
+    ]

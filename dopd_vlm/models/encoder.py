@@ -107,7 +107,7 @@ def encode_prompt(
     when the chat template refuses or loses a turn, when image tokens and image features do not agree
     in number, or when the prompt is longer than the model's context.
     """
-    _check_texts(encoder, messages, uid)
+    check_texts(encoder.tokenizer, messages, uid, encoder.path)
     try:
         text = render(encoder.processor, messages, template_kwargs=template_kwargs)
     except ValueError as error:
@@ -162,16 +162,20 @@ def encode_text(
     return prompt
 
 
-def _check_texts(encoder: Encoder, messages: Sequence[Message], uid: str) -> None:
-    """The template writes special tokens; in a row's text they would be read as turns or images."""
-    tokenizer = encoder.tokenizer
+def check_texts(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], uid: str, path: str
+) -> None:
+    """The template writes special tokens; in a row's text they would be read as turns or images.
+
+    Raises ValueError naming the sample, the token and the model at `path`.
+    """
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     special = [token for token in {*tokenizer.all_special_tokens, *added} if token]
     for turn in messages:
         for token in special:
             if any(token in text for text in texts(turn)):
                 raise ValueError(
-                    f"sample {uid!r}: its text holds {token!r}, a special token of {encoder.path!r}: "
+                    f"sample {uid!r}: its text holds {token!r}, a special token of {path!r}: "
                     "write it in other words"
                 )
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from dopd_vlm import plugins
 from dopd_vlm.config import DataConfig, ModelConfig, RunConfig
@@ -25,6 +24,8 @@ from dopd_vlm.eval.completions.requests import pictures_hash
 from dopd_vlm.eval.scorers import row_scorer, score
 from dopd_vlm.types import Sample, View
 
+HELD_BYTES, HELD_TEXT = 64 * 2**20, 4096
+"""Pixels that checked samples may hold until training asks for them, and what the rest of one may take."""
 PROGRAMS = ("code", "tests", "arrangement")
 """Answer types whose scorers run the completion."""
 LISTED = 10
@@ -40,16 +41,27 @@ class LazySamples(Sequence[Sample]):
         self, rows: Sequence[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Sample]
     ) -> None:
         self._rows, self._make = rows, make
+        self._held: dict[int, Sample] = {}
+        self._room = HELD_BYTES
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        return self._make(self._rows[index])
+        held = self._held.get(index)
+        return self._make(self._rows[index]) if held is None else held
+
+    def hold(self, index: int, sample: Sample) -> None:
+        """Keeps a sample that was made, so that its row is not decoded and drawn on again, while there is room."""
+        images = {id(image): image for image in (*sample.plain.images, *sample.privileged.images)}
+        size = HELD_TEXT + sum(3 * image.width * image.height for image in images.values())
+        if size <= self._room:
+            self._held[index] = sample
+            self._room -= size
 
     # data.workers sends samples to other processes, which know nothing of --plugin.
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "plugins": plugins.files()}
+        return {**vars(self), "_held": {}, "plugins": plugins.files()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for path in state.pop("plugins"):
@@ -87,18 +99,6 @@ def resizer(config: RunConfig) -> Callable[..., Any] | None:
         student.path, trust_remote_code=student.trust_remote_code
     )
     return partial(resized_size, processor)
-
-
-def good_rows(samples: LazySamples, limit: int, console: Console) -> tuple[int, list[str]]:
-    """How many of the first `limit` rows make a sample, and what is wrong with the others."""
-    problems = []
-    count = min(limit, len(samples))
-    for index in track(range(count), "checking rows", console=console, transient=True):
-        try:
-            samples[index]
-        except ValueError as error:
-            problems.append(str(error))
-    return count - len(problems), problems
 
 
 def resolved(config: RunConfig) -> RunConfig:

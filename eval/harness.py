@@ -242,6 +242,7 @@ def _settings(job: Job, source: Source) -> dict[str, Any]:
         "rows": job.task.rows,
         "num_samples": job.num_samples,
         "paper": dict(job.task.paper),
+        "official": job.task.official,
         **source.settings,
     }
 

@@ -9,13 +9,18 @@ import numpy
 import pytest
 import scipy.stats
 
+from dopd_vlm.eval.results.second import all_right, mean_of_means
 from dopd_vlm.eval.results.stats import (
     bootstrap_ratio,
     clustered_mean,
+    diversity,
+    interval,
     mcnemar,
     mean,
     paired_difference,
+    pass_at,
     pass_at_k,
+    weighted_sum,
 )
 
 
@@ -160,3 +165,72 @@ def test_questions_outside_of_all_clusters_are_clusters_of_their_own() -> None:
     a, b = {"x": 1.0, "y": 0.0, "z": 1.0}, {"x": 0.0, "y": 0.0, "z": 0.0}
     named = paired_difference(a, b, {"x": "one", "y": "one", "z": "z"})
     assert paired_difference(a, b, {"x": "one", "y": "one"}) == named
+
+
+def test_equal_differences_give_the_sign_tests_p_value() -> None:
+    a, b = {f"q{i}": 1.0 for i in range(10)}, {f"q{i}": 0.0 for i in range(10)}
+    assert paired_difference(a, b).p_value == pytest.approx(
+        float(scipy.stats.binomtest(10, 10).pvalue)
+    )
+    pair = paired_difference({"x": 0.3, "y": 0.9}, {"x": 0.2, "y": 0.8})
+    assert pair.p_value == pytest.approx(0.5)
+    together = paired_difference(a, b, dict.fromkeys(a, "one"))
+    assert math.isnan(together.p_value)
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 30), (27, 30), (30, 30), (7, 40), (500, 1000)])
+def test_the_interval_is_wilsons(right: int, n: int) -> None:
+    values = [1.0] * right + [0.0] * (n - right)
+    estimate = mean(values)
+    low, high = interval(estimate.value, estimate.stderr, n)
+    # The unbiased error of a share is that of n - 1 questions.
+    size = n - 1 if 0 < right < n else n
+    wilson = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
+    assert low <= estimate.value <= high and high - low > 0
+    assert (low, high) == pytest.approx((wilson.low, wilson.high), abs=0.6 / size)
+
+
+def test_the_interval_covers_where_the_normal_one_does_not() -> None:
+    n, p = 30, 0.9
+    chance = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
+
+    def covers(k: int) -> bool:
+        estimate = mean([1.0] * k + [0.0] * (n - k))
+        low, high = interval(estimate.value, estimate.stderr, n)
+        return low <= p <= high
+
+    assert math.fsum(chance[k] for k in range(n + 1) if covers(k)) > 0.93
+
+
+def test_a_weighted_sum_with_one_mean_is_the_clustered_mean() -> None:
+    values, clusters = [1.0, 0.0, 1.0, 1.0, 0.25], ["a", "a", "b", "c", "c"]
+    centre = sum(values) / 5
+    one = weighted_sum(values, [0.2] * 5, [centre] * 5, clusters)
+    two = clustered_mean(values, clusters)
+    assert (one.value, one.stderr) == pytest.approx((two.value, two.stderr))
+
+
+def test_the_mean_of_means_weighs_categories_and_knows_its_error() -> None:
+    per_question = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 1.0, "e": 0.0, "f": 0.0}
+    categories = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "y", "f": "z"}
+    found = mean_of_means(["x", ["y", "z"], "absent"], per_question, categories, {})
+    assert found is not None
+    assert found.value == pytest.approx((0.5 + (2 / 3 + 0.0) / 2) / 2)
+    x, y = mean([1.0, 0.0]).stderr, mean([1.0, 1.0, 0.0]).stderr
+    # Strata of 2 and 3: their own factors n / (n - 1) are replaced by that of six clusters.
+    square = (x / 2) ** 2 * (1 / 2) + (y / 4) ** 2 * (2 / 3)
+    assert found.stderr == pytest.approx(math.sqrt(6 / 5 * square))
+    assert mean_of_means(["absent"], per_question, categories, {}) is None
+
+
+def test_all_right_counts_groups() -> None:
+    found = all_right({"a": 1.0, "b": 1.0, "c": 0.0}, {"a": "p", "b": "p", "c": "q"})
+    assert (found.value, found.n) == (0.5, 2) and found.stderr == pytest.approx(0.5)
+
+
+def test_pass_at_k_and_diversity_of_samples() -> None:
+    scores = {"a": [1.0, 0.0, 0.0, 0.0], "b": [0.0] * 4}
+    assert pass_at(scores) == pytest.approx({"pass@1": 0.125, "pass@2": 0.25, "pass@4": 0.5})
+    assert pass_at({"a": [1.0]}) == {} and pass_at({"a": [0.5, 1.0]}) == {}
+    answers = {"a": ["x", "x", "x"], "b": ["x", "y", "z"], "c": ["x"]}
+    assert diversity(answers) == pytest.approx(0.5) and math.isnan(diversity({"c": ["x"]}))

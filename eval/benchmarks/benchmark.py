@@ -133,7 +133,10 @@ class Benchmark:
     means: Mapping[str, Any] = field(default_factory=dict)
     """Second metric -> `categories`, the mean over them, or nested lists of categories: a mean of means."""
     paper: Mapping[str, float] = field(default_factory=dict)
-    """Published numbers in percent, for reference: model or method -> accuracy."""
+    """Published numbers in percent, for reference: model or method -> the official metric."""
+    official: str = ""
+    """The second metric that published numbers are, as livebench's mean of category means; empty where it
+    is the accuracy."""
     access: str = ""
     """How to get rows that are gated or not on the hub."""
 
@@ -147,6 +150,8 @@ class Benchmark:
             value = getattr(self, name)
             if value not in known:
                 raise unknown(f"{name} of benchmark {self.name!r}:", value, known)
+        if self.official and self.official not in (seconds := (*self.means, *self.all_right)):
+            raise unknown(f"official metric of benchmark {self.name!r}:", self.official, seconds)
 
     @property
     def parts(self) -> tuple["Part", ...]:

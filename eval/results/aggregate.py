@@ -11,9 +11,9 @@ from ..benchmarks.benchmark import Benchmark
 from ..completions.records import shares
 from ..completions.requests import pictures_hash
 from ..completions.store import Record
-from ..scoring.answers import normal
 from .results import Results
-from .stats import Estimate, accuracy_metric, bootstrap_ratio, clustered_mean, pass_at_k
+from .second import all_right, mean_of_means, parts, with_errors, yes_f1
+from .stats import Estimate, accuracy_metric, clustered_mean, pass_at
 
 
 def aggregate(
@@ -49,10 +49,8 @@ def aggregate(
         categories={label: part.value for label, part in categories.items()},
         category_stderr={label: _finite(part.stderr) for label, part in categories.items()},
         category_n=dict(Counter(labels.values())),
-        second=_second(task, samples, per_question, categories)
-        | _parts(records)
-        | (_yes_f1(records, clusters) if task.answer_type == "yes_no" else {}),
-        pass_at=_pass_at(by_uid, num_generations),
+        second=with_errors(_second(task, samples, records, per_question, clusters)),
+        pass_at=pass_at(by_uid),
         mean_tokens=_share([r["num_tokens"] for r in records]),
     )
 
@@ -71,15 +69,21 @@ def _rates(records: Sequence[Record]) -> dict[str, Any]:
 def _second(
     task: Benchmark,
     samples: Sequence[Sample],
+    records: Sequence[Record],
     per_question: Mapping[str, float],
-    categories: Mapping[str, Estimate],
-) -> dict[str, float]:
-    means = {label: part.value for label, part in categories.items()}
+    clusters: Mapping[str, str],
+) -> dict[str, Estimate]:
     shares_right = {
-        name: _all_right(_labels(samples, key), per_question)
-        for name, key in task.all_right.items()
+        name: all_right(per_question, _labels(samples, key)) for name, key in task.all_right.items()
     }
-    return {**shares_right, **_means(task.means, means)}
+    labels = _labels(samples, task.category)
+    means = {
+        name: mean_of_means(tree, per_question, labels, clusters)
+        for name, tree in task.means.items()
+    }
+    f1 = yes_f1(records, clusters) if task.answer_type == "yes_no" else {}
+    known = {name: estimate for name, estimate in means.items() if estimate is not None}
+    return {**shares_right, **known, **parts(records, clusters), **f1}
 
 
 def _finite(value: float) -> float | None:
@@ -113,67 +117,6 @@ def _by_label(
             [per_question[uid] for uid in uids], [clusters.get(uid, uid) for uid in uids]
         )
         for label, uids in sorted(groups.items())
-    }
-
-
-def _all_right(groups: Mapping[str, str], per_question: Mapping[str, float]) -> float:
-    """Share of groups whose questions are all right."""
-    right: dict[str, list[bool]] = {}
-    for uid, group in groups.items():
-        right.setdefault(group, []).append(per_question[uid] == 1.0)
-    return _share([all(group) for group in right.values()])
-
-
-def _means(means: Mapping[str, Any], categories: Mapping[str, float]) -> dict[str, float]:
-    """The means of means that have a category here; categories without questions do not count."""
-    found = {
-        name: _mean(list(categories) if tree == "categories" else tree, categories)
-        for name, tree in means.items()
-    }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _mean(tree: Any, categories: Mapping[str, float]) -> float | None:
-    if isinstance(tree, str):
-        return categories.get(tree)
-    values = [value for value in (_mean(one, categories) for one in tree) if value is not None]
-    return _share(values) if values else None
-
-
-def _parts(records: Sequence[Record]) -> dict[str, float]:
-    names = dict.fromkeys(name for record in records for name in record["parts"])
-    return {name: _share([record["parts"].get(name, 0.0) for record in records]) for name in names}
-
-
-def _yes_f1(records: Sequence[Record], clusters: Mapping[str, str]) -> dict[str, float]:
-    """F1 of `yes`: 2 TP / (2 TP + FP + FN), with its stderr; an unread answer is no yes."""
-    counts: dict[str, list[float]] = {}
-    for record in records:
-        said, is_so = (
-            normal(str(v)) == "yes" for v in (record["filtered_resps"][0], record["target"])
-        )
-        one = counts.setdefault(clusters.get(record["uid"], record["uid"]), [0.0, 0.0])
-        one[0] += 2.0 * (said and is_so)
-        one[1] += float(said) + float(is_so)
-    tops, totals = zip(*counts.values(), strict=True)
-    if not any(totals):
-        return {}
-    found = bootstrap_ratio(tops, totals)
-    return {"f1_yes": found.value} | (
-        {} if math.isnan(found.stderr) else {"f1_yes_stderr": found.stderr}
-    )
-
-
-def _pass_at(by_uid: Mapping[str, Sequence[float]], num_generations: int) -> dict[str, float]:
-    """k = 1, 2, 4, ... up to the number of completions, for scores of 0 or 1."""
-    if num_generations == 1 or any(
-        s not in (0.0, 1.0) for scores in by_uid.values() for s in scores
-    ):
-        return {}
-    sizes = [2**i for i in range(num_generations.bit_length())]
-    return {
-        f"pass@{k}": _share([pass_at_k(len(s), int(sum(s)), k) for s in by_uid.values()])
-        for k in sizes
     }
 
 

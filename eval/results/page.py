@@ -17,7 +17,15 @@ from ..completions.store import Record
 from .examples import KINDS, Answer, Example, Shown, shown_samples
 from .figures import category_figures, difference_figure, gap_figures, score_figure
 from .results import Results
-from .tables import COMPARE_COLUMNS, PUBLISHED, cells, common, comparison_lines, published
+from .tables import (
+    COMPARE_COLUMNS,
+    PUBLISHED,
+    cells,
+    common,
+    comparison_lines,
+    error_of,
+    published,
+)
 
 REPORT_FILE = "report.html"
 COMPARISON_FILE = "comparison.html"
@@ -157,9 +165,10 @@ def _title(results: Sequence[Results]) -> str:
 def _second(results: Sequence[Results]) -> tuple[Sequence[str], list[list[str]]]:
     """(columns, lines) of second metrics and pass@k, where there are any."""
     lines = [
-        [one.name, one.view, name, f"{100 * value:.1f}"]
+        [one.name, one.view, name, f"{100 * value:.1f}{error_of(one.second, name)}"]
         for one in results
         for name, value in {**one.pass_at, **one.second}.items()
+        if not name.endswith("_stderr")
     ]
     return ("task", "view", "metric", "%"), lines
 

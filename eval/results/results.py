@@ -12,7 +12,7 @@ from dopd_vlm.jsonl import write_whole
 from dopd_vlm.types import ViewName
 
 from ..completions.requests import digest
-from .stats import paired_difference
+from .stats import Estimate, interval, paired_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,20 @@ class Results:
     def reference(self) -> Mapping[str, float]:
         """Published numbers in percent: model or method -> accuracy."""
         return self.settings.get("paper", {})
+
+    @property
+    def official(self) -> Estimate:
+        """The metric that published numbers are; the accuracy unless the task names another."""
+        name = self.settings.get("official")
+        if not name or name not in self.second:
+            return Estimate(value=self.accuracy, stderr=self.stderr, n=self.n)
+        stderr = self.second.get(f"{name}_stderr", math.nan)
+        return Estimate(value=self.second[name], stderr=stderr, n=self.n)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The accuracy's 95 % interval (Wilson's)."""
+        return interval(self.accuracy, self.stderr, self.n)
 
     @property
     def metric(self) -> str:
@@ -132,6 +146,8 @@ def _row(key: str, results: Results, gap: Mapping[str, float]) -> dict[str, Any]
         "sample_len": results.n,
         f"{results.metric},none": results.accuracy,
         f"{results.metric}_stderr,none": results.stderr,
+        "interval_low": results.interval[0],
+        "interval_high": results.interval[1],
         "view": results.view,
         "unparsed_rate": results.unparsed_rate,
         "truncated_rate": results.truncated_rate,

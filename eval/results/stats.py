@@ -66,6 +66,44 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Est
     return Estimate(value=average, stderr=math.sqrt(groups / (groups - 1) * squares) / n, n=n)
 
 
+def weighted_sum(
+    values: Sequence[float],
+    weights: Sequence[float],
+    centres: Sequence[float],
+    clusters: Sequence[Hashable],
+) -> Estimate:
+    """sum w x with stderr sqrt(G / (G - 1) sum_g (sum_{i in g} w_i (x_i - c_i))^2), G clusters.
+
+    `centres` are the means that the values vary around, each value's own stratum's; with equal
+    weights 1 / n and one mean this is `clustered_mean`.
+    """
+    total = math.fsum(w * x for w, x in zip(weights, values, strict=True))
+    sums: dict[Hashable, float] = {}
+    for value, weight, centre, cluster in zip(values, weights, centres, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + weight * (value - centre)
+    groups = len(sums)
+    if groups <= 1:
+        return Estimate(value=total, stderr=math.nan, n=len(values))
+    squares = math.fsum(one**2 for one in sums.values())
+    return Estimate(value=total, stderr=math.sqrt(groups / (groups - 1) * squares), n=len(values))
+
+
+def interval(value: float, stderr: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a mean of scores in [0, 1], never of no width.
+
+    The sample size is the one that a share of this error has, value (1 - value) / stderr^2, so that
+    clusters and fractions count; n where the error is 0 or unknown. Source: Wilson 1927.
+    """
+    if n == 0 or math.isnan(value):
+        return math.nan, math.nan
+    variance = value * (1 - value)
+    size = variance / stderr**2 if stderr > 0 and variance > 0 else float(n)
+    z = NormalDist().inv_cdf(0.975)
+    centre = (value + z**2 / (2 * size)) / (1 + z**2 / size)
+    half = z / (1 + z**2 / size) * math.sqrt(variance / size + z**2 / (4 * size**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def paired_difference(
     a: Mapping[str, float], b: Mapping[str, float], clusters: Mapping[str, Hashable] | None = None
 ) -> PairedDifference:
@@ -79,7 +117,7 @@ def paired_difference(
     keys = [(clusters or {}).get(uid, uid) for uid in a]
     found = clustered_mean(differences, keys)
     return PairedDifference(
-        value=found.value, stderr=found.stderr, p_value=_two_sided(found), n=found.n
+        value=found.value, stderr=found.stderr, p_value=_two_sided(found, len(set(keys))), n=found.n
     )
 
 
@@ -113,6 +151,31 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
+def pass_at(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """{"pass@k": mean over questions} for k = 1, 2, 4, ... up to the fewest samples of a question.
+
+    {} for one sample a question and for scores other than 0 and 1.
+    """
+    fewest = min((len(one) for one in scores.values()), default=0)
+    if fewest < 2 or not {score for one in scores.values() for score in one} <= {0.0, 1.0}:
+        return {}
+    sizes = [2**i for i in range(fewest.bit_length())]
+    return {
+        f"pass@{k}": math.fsum(pass_at_k(len(one), int(sum(one)), k) for one in scores.values())
+        / len(scores)
+        for k in sizes
+    }
+
+
+def diversity(answers: Mapping[str, Sequence[str]]) -> float:
+    """How many of a question's samples differ: mean of (distinct - 1) / (samples - 1), 0 to 1.
+
+    Questions with one sample do not count; nan without others.
+    """
+    shares = [(len(set(one)) - 1) / (len(one) - 1) for one in answers.values() if len(one) > 1]
+    return math.fsum(shares) / len(shares) if shares else math.nan
+
+
 def bootstrap_ratio(
     numerators: Sequence[float],
     denominators: Sequence[float],
@@ -139,12 +202,16 @@ def bootstrap_ratio(
     return Estimate(value=value, stderr=stderr, n=n)
 
 
-def _two_sided(found: Estimate) -> float:
-    if math.isnan(found.stderr):
+def _two_sided(difference: Estimate, num_clusters: int) -> float:
+    """The normal p-value; the exact sign test's, 2^(1 - G), where all differences are equal.
+
+    G equal differences have no spread to measure, but under the null each sign is a coin's.
+    """
+    if math.isnan(difference.stderr):
         return math.nan
-    if found.stderr == 0:
-        return 1.0 if found.value == 0 else 0.0
-    return 2 * NormalDist().cdf(-abs(found.value / found.stderr))
+    if difference.stderr <= 1e-12 * abs(difference.value):
+        return 1.0 if difference.value == 0 else min(1.0, 2.0 ** (1 - num_clusters))
+    return 2 * NormalDist().cdf(-abs(difference.value / difference.stderr))
 
 
 def _check_same(a: Mapping[str, float], b: Mapping[str, float]) -> None:

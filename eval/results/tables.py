@@ -1,7 +1,7 @@
 """Tables of evaluation results: for the console and as Markdown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -33,6 +33,8 @@ COMPARE_COLUMNS = (
     "only B",
     "p (McNemar)",
 )
+MODES = {"mmmu_pro, both modes": ("mmmu_pro", "mmmu_pro_vision")}
+"""Line of the table -> the tasks whose mean it shows."""
 PUBLISHED = (
     "Published numbers in %: other models, prompts or decoding, so a reference and no target"
 )
@@ -81,7 +83,7 @@ def published(results: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
             tasks.setdefault(one.name, one)
     names = list(dict.fromkeys(who for one in tasks.values() for who in one.reference))
     lines = [
-        [name, _percent(one.accuracy), *(_number(one.reference.get(who)) for who in names)]
+        [name, _official(one), *(_number(one.reference.get(who)) for who in names)]
         for name, one in tasks.items()
     ]
     return ["task", "this model", *names], lines
@@ -109,19 +111,36 @@ def _lines(results: Sequence[Results]) -> list[list[str]]:
                 " / ".join(f"{one.mean_tokens:.0f}" for one in parts),
             ]
         )
-    return [*lines, *_average(results)]
+    return [*lines, *_modes(results), *_average(results)]
+
+
+def _modes(results: Sequence[Results]) -> list[list[str]]:
+    """The mean of MMMU-Pro's two modes, which is its official number, where both were run."""
+    lines = []
+    for name, modes in MODES.items():
+        views = [
+            [one for one in results if one.view == view and one.name in modes]
+            for view in ("plain", "privileged")
+        ]
+        if any(len(part) == len(modes) for part in views):
+            scores = [_mean_score(part) if len(part) == len(modes) else "-" for part in views]
+            lines.append([name, "mean", *scores, *["-"] * (len(COLUMNS) - 4)])
+    return lines
+
+
+def _mean_score(part: Sequence[Results]) -> str:
+    """The mean over tasks of different questions; their errors add up as squares."""
+    mean = sum(one.accuracy for one in part) / len(part)
+    return f"{100 * mean:.1f}{_error(math.hypot(*(one.stderr for one in part)) / len(part))}"
 
 
 def _average(results: Sequence[Results]) -> list[list[str]]:
-    """The plain mean over the tasks of each view, where there are several tasks; its errors are not known."""
+    """The mean over the tasks of each view, each by its own questions, where there are several tasks."""
     names = {one.name for one in results}
     if len(names) < 2:
         return []
     views = {view: [one for one in results if one.view == view] for view in ("plain", "privileged")}
-    means = [
-        _percent(sum(one.accuracy for one in part) / len(part)) if len(part) == len(names) else "-"
-        for part in views.values()
-    ]
+    means = [_mean_score(part) if len(part) == len(names) else "-" for part in views.values()]
     n = sum({one.name: one.n for one in results}.values())
     return [[f"average of {len(names)}", "-", *means, "-", str(n), *["-"] * (len(COLUMNS) - 6)]]
 
@@ -170,10 +189,24 @@ def _titles(results: Sequence[Results]) -> str:
     return ", ".join(f"{one.name} ({one.view})" for one in results) or "nothing"
 
 
+def _official(results: Results) -> str:
+    """The metric that the published numbers are, by its name where it is not the accuracy."""
+    name = results.settings.get("official")
+    score = _percent(results.official.value)
+    return f"{score} ({name})" if name else score
+
+
+def error_of(metrics: Mapping[str, float], name: str) -> str:
+    """ " ± error" of a second metric that has one."""
+    return _error(metrics.get(f"{name}_stderr", math.nan))
+
+
 def _score(results: Results | None) -> str:
     if results is None:
         return "-"
-    return f"{100 * results.accuracy:.1f}{_error(results.stderr)}"
+    low, high = results.interval
+    error = _error(results.stderr) if results.stderr > 0 else ""
+    return f"{100 * results.accuracy:.1f}{error} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _number(percent: float | None) -> str:

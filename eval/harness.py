@@ -31,6 +31,7 @@ from .completions.requests import (
     image_settings,
     make_requests,
     model_fingerprint,
+    with_pixels,
 )
 from .completions.store import Record, SampleStore
 from .results.aggregate import aggregate
@@ -72,6 +73,7 @@ def evaluate(
     generate: Generate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     image_format: str = "png",
+    pixels: tuple[int, int] | None = None,
     judge: Endpoint | None = None,
     progress: Progress | None = None,
 ) -> Results:
@@ -91,6 +93,7 @@ def evaluate(
         generate: makes completions in place of the local model, which is then only a name.
         template_kwargs: given to the chat template.
         image_format: how images travel to an endpoint, `png` (every pixel) or `jpeg`.
+        pixels: fewest and most pixels to which the model's processor scales an image; None leaves it.
         judge: a model that judges the answers of benchmarks whose protocol has one (`completions/judge.py`).
         progress: a running rich display to add a bar to.
 
@@ -108,7 +111,7 @@ def evaluate(
         seed=seed,
         num_samples=len(samples or ()),
     )
-    source = _source(model, generate, template_kwargs, image_format, process_state())
+    source = _source(model, generate, template_kwargs, image_format, pixels, process_state())
     return _run(job, source, Path(out) if out else None, batch_size, judge, progress)
 
 
@@ -193,15 +196,17 @@ def _source(
     generate: Generate | None,
     template_kwargs: Mapping[str, Any] | None,
     image_format: str,
+    pixels: tuple[int, int] | None,
     state: PartialState,
 ) -> Source:
     if isinstance(model, Endpoint):
-        return _remote(model, template_kwargs, image_format)
+        return _remote(model, template_kwargs, image_format, pixels)
     if generate is not None:
         name = model if isinstance(model, str) else model.path
         return Source(complete=halving(generate), name=name, fingerprint=digest(name))
     if isinstance(model, str):
         model = load_policy(ModelConfig(path=model), device=state.device or "cpu", trainable=False)
+    model = model if pixels is None else with_pixels(model, pixels)
     return Source(
         complete=halving(local_generator(model, template_kwargs)),
         name=model.path,
@@ -215,18 +220,21 @@ def _source(
 
 
 def _remote(
-    endpoint: Endpoint, template_kwargs: Mapping[str, Any] | None, image_format: str
+    endpoint: Endpoint,
+    template_kwargs: Mapping[str, Any] | None,
+    image_format: str,
+    pixels: tuple[int, int] | None,
 ) -> Source:
     if image_format not in IMAGE_FORMATS:
         raise unknown("image format", image_format, IMAGE_FORMATS)
     name, kwargs = endpoint_name(endpoint), dict(template_kwargs or {})
     # JPEG changes pixels; as long as none changes, earlier answers stay valid.
-    changed = [] if image_format == "png" else [image_format]
+    changed = [one for one in (image_format, pixels) if one not in ("png", None)]
     return Source(
-        ask=endpoint_ask(endpoint, kwargs, image_format),
+        ask=endpoint_ask(endpoint, kwargs, image_format, pixels),
         name=name,
         fingerprint=digest([name, kwargs, *changed]),
-        settings={"template_kwargs": kwargs, "image_format": image_format},
+        settings={"template_kwargs": kwargs, "image_format": image_format, "pixels": pixels},
     )
 
 

@@ -3,6 +3,7 @@
     dopd evaluate CHECKPOINT --tasks shapes --view plain,privileged --out results/
     dopd evaluate --endpoint http://127.0.0.1:8000/v1 --model NAME --suite paper_vlm --out results/
     dopd evaluate CHECKPOINT --harness lm-eval --tasks gsm8k --out results/
+    dopd evaluate --merge results_a/ results_b/ --out results/
     dopd evaluate --compare results_a/ results_b/ --out comparison/
     dopd evaluate --export vlmevalkit --tasks mmstar --out files/
 
@@ -45,6 +46,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """List, compare, export or evaluate."""
     if options.list:
         list_tasks(console)
+    elif options.merge:
+        merge_folders(options, console)
     elif options.compare:
         compare(options, console)
     elif not (options.tasks or options.suite):
@@ -97,6 +100,16 @@ def compare(options: argparse.Namespace, console: Console) -> None:
         examples = changed_examples(a, b, options, console)
         path = write_comparison(options.out, a, b, (str(first), str(second)), examples)
         console.print(f"written: {path}", markup=False)
+
+
+def merge_folders(options: argparse.Namespace, console: Console) -> None:
+    """One page and one results.json of folders that jobs of one model left."""
+    from dopd_vlm.eval.results.merge import merge
+    from dopd_vlm.scripts.wiring.evaluate_tasks import finish_merged
+
+    if options.out is None:
+        raise ValueError("--merge needs --out FOLDER, where the folders come together")
+    finish_merged(merge(options.merge, options.out), options.out, console)
 
 
 def export_all(options: argparse.Namespace, console: Console) -> None:
@@ -184,6 +197,10 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
 def _add_decoding(command: argparse.ArgumentParser) -> None:
     """How prompts and completions are made."""
     add = command.add_argument
+    add(
+        "--profile",
+        help="how a model's makers evaluate it: greedy, internvl3, qwen3, qwen3_vl, or a .yaml of your own",
+    )
     add("--num-generations", type=int, help="completions per question (avg@k); needs --temperature")
     add("--temperature", type=float, help="sampling temperature; 0 is greedy")
     add("--top-p", type=float, help="nucleus mass")
@@ -201,6 +218,13 @@ def _add_files(command: argparse.ArgumentParser) -> None:
     add("--show-prompts", type=int, default=0, help="print the first N prompts of each task")
     add("--export", help=f"write files for another program to --out: {', '.join(EXPORTS)}")
     add("--list", action="store_true", help="list the tasks")
+    add(
+        "--merge",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="bring results of one model into --out",
+    )
     add(
         "--compare", nargs=2, type=Path, metavar=("A", "B"), help="paired difference of two folders"
     )

@@ -54,6 +54,8 @@ class Generation:
     """Nucleus mass; 1 is off."""
     top_k: int = 0
     """0 is off."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of a token that the completion holds; 0 is off."""
     num_generations: int = 1
     """Completions per question; the score is then avg@k."""
     stop: tuple[str, ...] = ()

@@ -40,10 +40,12 @@ def endpoint_ask(
     endpoint: Endpoint,
     template_kwargs: Mapping[str, Any] | None = None,
     image_format: str = "png",
+    pixels: tuple[int, int] | None = None,
 ) -> Ask:
     """Completions of the endpoint's model, `max_concurrent` requests at any time and no batches.
 
-    `template_kwargs` travel as `chat_template_kwargs`, which vLLM, SGLang and transformers know.
+    `template_kwargs` travel as `chat_template_kwargs`, which vLLM, SGLang and transformers know;
+    `pixels`, fewest and most of an image, as vLLM's `mm_processor_kwargs`.
 
     The server renders the prompts, so `Completion.prompt` is empty. Sampled completions carry a seed
     from their request's key, which servers honour as well as they can.
@@ -61,6 +63,9 @@ def endpoint_ask(
         fields = decoding_fields(generation)
         if template_kwargs:
             fields["chat_template_kwargs"] = dict(template_kwargs)
+        if pixels:
+            limits = {"min_pixels": pixels[0], "max_pixels": pixels[1]}
+            fields["mm_processor_kwargs"] = limits
         asyncio.run(_ask_all(endpoint, requests, fields, image_format, on_completion))
 
     return ask

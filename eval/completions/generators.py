@@ -66,7 +66,16 @@ def encode_or_refuse(
 def complete_encoded(
     policy: Policy, prompts: Sequence[EncodedPrompt], generation: Generation, seed: int
 ) -> list[Completion]:
-    """One completion per prompt, all in one batch, cut before the first stop text."""
+    """One completion per prompt, all in one batch, cut before the first stop text.
+
+    Raises:
+        ValueError: a setting that the own loop cannot honour.
+    """
+    if generation.presence_penalty:
+        raise ValueError(
+            f"presence_penalty={generation.presence_penalty} is not known to the own loop: serve the "
+            "model and give --endpoint, or take --profile greedy"
+        )
     rollouts = generate(
         policy,
         prompts,

@@ -1,5 +1,7 @@
 """One completion to be made, and the key under which its result is kept."""
 
+import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -55,8 +57,9 @@ def make_requests(
     made = []
     settings = {**asdict(generation), "seed": seed if generation.temperature else 0}
     del settings["num_generations"]
-    if not generation.stop:
-        del settings["stop"]
+    for name in ("stop", "presence_penalty"):  # not part of the keys of completions without them
+        if not settings[name]:
+            del settings[name]
     for doc_id, sample in enumerate(samples):
         messages = build_prompts(sample, benchmark.prompts).view(view)
         prompt_hash = digest(_text_only(messages))
@@ -105,6 +108,26 @@ def model_fingerprint(policy: "Policy", template_kwargs: Any = None) -> str:
         found.update(f"{name} {tuple(weight.shape)} {weight.dtype} {_bit_sum(flat)}".encode())
         found.update(flat[::stride].cpu().numpy().tobytes())
     return found.hexdigest()
+
+
+def with_pixels(policy: "Policy", pixels: tuple[int, int]) -> "Policy":
+    """The policy with a processor that scales images to `pixels`, fewest and most; text-only ones as they are.
+
+    Raises:
+        ValueError: the model's image processor has no limits in pixels.
+    """
+    if policy.processor is policy.tokenizer:
+        return policy
+    processor = copy.copy(policy.processor)
+    images = processor.image_processor = copy.copy(processor.image_processor)
+    given = {name for name, value in dict(images.size).items() if value is not None}
+    if given != {"shortest_edge", "longest_edge"}:
+        raise ValueError(
+            f"pixels={list(pixels)}: {type(images).__name__} has no limits in pixels (size {images.size}); "
+            "take a profile without pixels"
+        )
+    images.size = type(images.size)(shortest_edge=pixels[0], longest_edge=pixels[1])
+    return dataclasses.replace(policy, processor=processor)
 
 
 def image_settings(policy: "Policy") -> dict[str, Any]:

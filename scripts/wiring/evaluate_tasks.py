@@ -22,10 +22,12 @@ from dopd_vlm.distributed import process_state
 from dopd_vlm.endpoint import Endpoint
 from dopd_vlm.errors import unknown
 from dopd_vlm.eval.benchmarks.benchmark import SUITES, Benchmark, load_benchmark
-from dopd_vlm.eval.completions.endpoint import only_model
+from dopd_vlm.eval.benchmarks.profile import Profile, load_profile
+from dopd_vlm.eval.completions.endpoint import endpoint_name, only_model
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results import tables as report
 from dopd_vlm.eval.results.examples import Example, Shown, changed_samples
+from dopd_vlm.eval.results.merge import check_folder, with_earlier
 from dopd_vlm.eval.results.page import EXAMPLES, shown, write_report
 from dopd_vlm.eval.results.results import Results, write_results
 from dopd_vlm.jsonl import read_lines
@@ -35,6 +37,8 @@ from dopd_vlm.prompts import build_prompts
 from dopd_vlm.scripts.wiring.samples import listed, local_path, task_samples
 from dopd_vlm.types import Sample, ViewName
 
+TEXT_SUITES = ("paper_llm",)
+"""Suites whose published numbers are of models that do not think; --template-kwargs '{}' leaves it to the model."""
 COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -62,8 +66,15 @@ def evaluate_all(options: argparse.Namespace, console: Console) -> None:
         ValueError: tasks that did not run, each with its reason, after the report of the others.
     """
     tasks = [load_benchmark(name) for name in task_names(options.tasks, options.suite)]
+    profile = load_profile(options.profile) if options.profile else None
+    tasks = [profile.task(task) for task in tasks] if profile else tasks
+    options.template_kwargs = template_kwargs(options, profile)
     judge = load_judge(options, tasks)
     model = load_model(options)
+    if options.out is not None:
+        check_folder(
+            options.out, endpoint_name(model) if isinstance(model, Endpoint) else model.path
+        )
     is_main = process_state().is_main_process
     found = Findings()
     with Progress(*COLUMNS, console=console, disable=not is_main) as progress:
@@ -131,6 +142,17 @@ def load_model(options: argparse.Namespace) -> Policy | Endpoint:
     return endpoint if options.model else replace(endpoint, model=only_model(endpoint))
 
 
+def template_kwargs(
+    options: argparse.Namespace, profile: Profile | None
+) -> Mapping[str, Any] | None:
+    """What the chat template gets: the command line's, else the profile's, else for text suites no thinking."""
+    if options.template_kwargs is not None:
+        return options.template_kwargs
+    if profile is not None and profile.template_kwargs:
+        return dict(profile.template_kwargs)
+    return {"enable_thinking": False} if options.suite in TEXT_SUITES else None
+
+
 def load_judge(options: argparse.Namespace, tasks: Sequence[Benchmark]) -> Endpoint | None:
     """The model that judges; None without --judge.
 
@@ -167,6 +189,7 @@ def evaluate_one(
     """One task in one view."""
     if process_state().is_main_process:
         show_prompts(model, task, samples, view, options, progress.console)
+    profile = load_profile(options.profile) if options.profile else None
     return evaluate(
         model,
         task,
@@ -178,6 +201,7 @@ def evaluate_one(
         seed=options.seed,
         template_kwargs=options.template_kwargs,
         image_format=options.image_format,
+        pixels=profile.pixel_limits(task.name) if profile else None,
         judge=judge,
         progress=progress,
     )
@@ -226,11 +250,15 @@ def generation_options(options: argparse.Namespace) -> Mapping[str, Any]:
 
 def finish(found: Findings, out: Path | None, console: Console) -> None:
     """Print the table and write results.json, report.md and report.html."""
-    results = found.results
+    results = found.results if out is None else with_earlier(out, found.results)
     for table in report.tables(results, title=results[0].model):
         console.print(table)
     if out is None:
         return
+    for one in results:
+        if one.samples_path is not None and (one.name, one.view) not in found.examples:
+            records = read_lines(out / one.samples_path)
+            found.examples[one.name, one.view] = shown(one.name, records, [])
     write_results(results, out)
     (out / "report.md").write_text(report.markdown(results), encoding="utf-8")
     try:
@@ -240,6 +268,11 @@ def finish(found: Findings, out: Path | None, console: Console) -> None:
     console.print(
         f"written to {out}/: results.json, report.md, samples_*.jsonl; {page}", markup=False
     )
+
+
+def finish_merged(results: Sequence[Results], out: Path, console: Console) -> None:
+    """`finish` of results that came together from several folders; their samples have no images here."""
+    finish(Findings(results=list(results)), out, console)
 
 
 def changed_examples(

@@ -52,7 +52,7 @@ def test_numbers_of_relative_families_stay_in_range() -> None:
 
 
 def test_qwen2_5_refuses_to_guess_the_resized_size() -> None:
-    with pytest.raises(ValueError, match=r"resized picture.*resize="):
+    with pytest.raises(ValueError, match=r"resized image.*resize="):
         Frame(family="qwen2_5", size=(10, 20))
 
 

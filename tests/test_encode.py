@@ -1,4 +1,4 @@
-"""encode.py, rollout.py and scores.py on tiny random models: alignment, padding, EOS, blocked tokens."""
+"""encoder.py and forward.py on tiny random models: alignment, padding, EOS, blocked tokens."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def policy_and_samples(kind: str):
     samples = [
         tiny.vl_sample("a"),
         tiny.vl_sample("bcd", seed=3, size=(32, 80)),
-        tiny.text_sample("no picture"),
+        tiny.text_sample("no image"),
     ]
     return tiny.vl_policy(dtype=torch.float64), samples
 
@@ -105,7 +105,7 @@ def test_prompt_plus_completion_is_the_template_of_the_finished_conversation():
     assert whole["input_ids"][0].tolist() == ids.tolist()
 
 
-def test_views_may_differ_in_picture_size_and_prompt_length():
+def test_views_may_differ_in_image_size_and_prompt_length():
     policy, samples = policy_and_samples("vl")
     plain, privileged = (encoded(policy, samples[:1], view)[0] for view in ("plain", "privileged"))
     image_id = policy.model.config.image_token_id
@@ -114,7 +114,7 @@ def test_views_may_differ_in_picture_size_and_prompt_length():
     assert len(privileged.input_ids) > len(plain.input_ids)
 
 
-def test_a_picture_for_a_text_only_model_names_the_sample():
+def test_an_image_for_a_text_only_model_names_the_sample():
     policy = tiny.text_policy()
     with pytest.raises(ValueError, match=r"'a'.*text-only"):
         encoded(policy, [tiny.vl_sample("a")])

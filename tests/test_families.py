@@ -150,8 +150,8 @@ def test_greedy_rollouts_are_the_whole_forward_s_choice(name):
         hidden, head = completion_hidden(policy, batch), output_head(policy)
     logits = hidden @ head.weight.T
     logits[..., list(policy.visual_ids)] = -torch.inf
-    chosen = logits.gather(-1, batch.completion_ids[..., None]).squeeze(-1)
-    assert (logits.amax(-1) - chosen)[batch.mask].max() < 1e-4
+    taken = logits.gather(-1, batch.completion_ids[..., None]).squeeze(-1)
+    assert (logits.amax(-1) - taken)[batch.mask].max() < 1e-4
     assert max(map(len, ids)) > 16  # longer than Gemma's window
 
 

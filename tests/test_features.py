@@ -1,4 +1,4 @@
-"""pictures.py and features.py: each picture once through processor and tower, and the same step as without."""
+"""images.py and image_features.py: each image once through processor and tower, and the same step as without."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ FIRST, SECOND, DRAWN = (
 
 
 def rows() -> list[Sample]:
-    """Two questions about one picture, one of which is drawn on for the teacher; two pictures, one twice."""
+    """Two questions about one image, one of which is drawn on for the teacher; two images, one twice."""
     one, other, several = (tiny.vl_sample(uid, seed=i) for i, uid in enumerate(UIDS))
     return [
         replace(one, plain=View(images=(FIRST,)), privileged=View(images=(FIRST,), context="box 1")),
@@ -72,7 +72,7 @@ def update(state: TrainState):
 @pytest.mark.parametrize("name", ["dopd", "priv_t_to_priv_s"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_step_with_shared_features_is_the_step_with_pixels(name, recompute, monkeypatch):
-    found = []
+    updates = []
     for is_shared in (True, False):
         state = make_state(name, micro=2, score=4)
         if recompute:
@@ -83,8 +83,8 @@ def test_a_step_with_shared_features_is_the_step_with_pixels(name, recompute, mo
             without = lambda policy, batch, features: completion_hidden(policy, batch)  # noqa: E731
             monkeypatch.setattr(step, "completion_hidden", without)
             monkeypatch.setattr(targets, "completion_hidden", without)
-        found.append(update(state))
-    (shared, grads), (apart, apart_grads) = found
+        updates.append(update(state))
+    (shared, grads), (apart, apart_grads) = updates
     assert shared.metrics["loss"] == pytest.approx(apart.metrics["loss"], rel=1e-10)
     assert grads.keys() == apart_grads.keys()
     assert any("visual" in key and grad.abs().max() > 0 for key, grad in grads.items())
@@ -93,7 +93,7 @@ def test_a_step_with_shared_features_is_the_step_with_pixels(name, recompute, mo
         assert (grads[key] - grad).norm() <= 1e-5 * grad.norm(), key
 
 
-def test_each_picture_goes_once_through_each_tower_of_a_step():
+def test_each_image_goes_once_through_each_tower_of_a_step():
     state = make_state("dopd", micro=1, score=2)
     seen = towers(state)
     train_step(state, [encode_sample(state, sample) for sample in rows()], Clock())
@@ -101,7 +101,7 @@ def test_each_picture_goes_once_through_each_tower_of_a_step():
     for name, calls in seen.items():
         for count, has_grad in calls:
             passes[name][has_grad] += count
-    # The live self-target sees the drawn-on picture besides the two that the rollouts showed.
+    # The live self-target sees the drawn-on image besides the two that the rollouts showed.
     assert passes["student"] == {False: 3, True: 2}
     assert passes["teacher"] == {False: 3, True: 0}
 
@@ -115,7 +115,7 @@ def test_a_frozen_tower_has_no_pass_with_gradient():
     assert grads and not any("visual" in name for name in grads)
 
 
-def test_features_of_equal_pictures_are_equal_and_of_others_not():
+def test_features_of_equal_images_are_equal_and_of_others_not():
     state = make_state("opd")
     prompts = [encode_sample(state, sample).prompts["plain"] for sample in rows()]
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_features_of_equal_pictures_are_equal_and_of_others_not():
     assert output.pooler_output[0] is output.pooler_output[1] is output.pooler_output[3]
 
 
-def test_the_image_processor_sees_each_picture_once_and_returns_what_it_would_alone(monkeypatch):
+def test_the_image_processor_sees_each_image_once_and_returns_what_it_would_alone(monkeypatch):
     state, taken = make_state("opd"), []
     kind = type(state.student.processor.image_processor)
     call = kind.__call__
@@ -148,21 +148,21 @@ def test_the_image_processor_sees_each_picture_once_and_returns_what_it_would_al
     )
     for sample, both in zip(rows(), encoded, strict=True):
         for view in ("plain", "privileged"):
-            found = both.prompts[view]
+            prompt = both.prompts[view]
             whole = state.student.processor(
-                text=[found.text], images=list(sample.view(view).images), return_tensors="pt"
+                text=[prompt.text], images=list(sample.view(view).images), return_tensors="pt"
             )
-            assert whole["input_ids"][0].tolist() == found.input_ids.tolist()
-            for name, value in found.image_tensors.items():
+            assert whole["input_ids"][0].tolist() == prompt.input_ids.tolist()
+            for name, value in prompt.image_tensors.items():
                 assert torch.equal(value, whole[name])
 
 
 def test_keys_tell_pixels_size_and_mode_apart():
-    picture = CachedImageProcessor(None).key
+    key = CachedImageProcessor(None).key
     flat = Image.new("L", (4, 6), 7)
     others = [Image.new("L", (6, 4), 7), Image.new("L", (4, 6), 8), Image.new("P", (4, 6), 7)]
-    assert picture(flat) == picture(flat.copy())
-    assert len({picture(flat), *map(picture, others)}) == 4
+    assert key(flat) == key(flat.copy())
+    assert len({key(flat), *map(key, others)}) == 4
 
 
 def test_a_processor_that_pads_by_company_is_called_as_ever():

@@ -48,14 +48,14 @@ def tokenizer(
     core = Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
-    made = hf.PreTrainedTokenizerFast(
+    tok = hf.PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", eos_token=eos, pad_token=pad,
         chat_template=chat_template, extra_special_tokens=dict(named or {}),
     )  # fmt: skip
-    made.add_special_tokens(
+    tok.add_special_tokens(
         {"additional_special_tokens": list(more)}, replace_extra_special_tokens=False
     )
-    return made
+    return tok
 
 
 def policy_of(kind: Callable[[Any], Any], config: Any, processor: Any, seed: int) -> Policy:
@@ -271,7 +271,7 @@ def text_model(kind: str) -> Callable[[int], Policy]:
 
 
 @dataclass(frozen=True)
-class Made:
+class TinyFamily:
     """One family of the tests."""
 
     make: Callable[[int], Policy]
@@ -281,21 +281,21 @@ class Made:
 
 
 FAMILIES = {
-    "qwen2_vl": Made(qwen_vl("2"), True, True),
-    "qwen2_5_vl": Made(qwen_vl("2.5"), True, True),
-    "qwen3_vl": Made(tiny.vl_policy, True, True),
-    "internvl3": Made(internvl, True, True),
-    "gemma3": Made(gemma3, True, False),
-    "llava_onevision": Made(llava_onevision, True, True),
-    "smolvlm": Made(smolvlm, True, True),
-    "qwen3_text": Made(tiny.text_policy, False, True),
-    "llama3_text": Made(text_model("llama3"), False, True),
-    "gemma3_text": Made(text_model("gemma3"), False, False),
-    "smollm2_text": Made(text_model("smollm2"), False, True),
+    "qwen2_vl": TinyFamily(qwen_vl("2"), True, True),
+    "qwen2_5_vl": TinyFamily(qwen_vl("2.5"), True, True),
+    "qwen3_vl": TinyFamily(tiny.vl_policy, True, True),
+    "internvl3": TinyFamily(internvl, True, True),
+    "gemma3": TinyFamily(gemma3, True, False),
+    "llava_onevision": TinyFamily(llava_onevision, True, True),
+    "smolvlm": TinyFamily(smolvlm, True, True),
+    "qwen3_text": TinyFamily(tiny.text_policy, False, True),
+    "llama3_text": TinyFamily(text_model("llama3"), False, True),
+    "gemma3_text": TinyFamily(text_model("gemma3"), False, False),
+    "smollm2_text": TinyFamily(text_model("smollm2"), False, True),
 }
 
 
 @functools.cache
 def policy(name: str, seed: int = 0) -> Policy:
-    """The family's random model, made once."""
+    """The family's random model, once a process."""
     return FAMILIES[name].make(seed)

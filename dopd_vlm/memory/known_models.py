@@ -25,7 +25,7 @@ CHARACTERS_A_TOKEN = 3.0
 TEMPLATE_TOKENS = 8
 """Of a chat template around one message."""
 PIXELS = (65_536, 16_777_216)
-"""Least and most pixels of a image as Qwen3-VL's processor resizes it."""
+"""Least and most pixels of an image as Qwen3-VL's processor resizes it."""
 VOCABULARY = 151_936
 IMAGE, VISION_START, VISION_END = 151_655, 151_652, 151_653
 

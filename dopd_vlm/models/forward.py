@@ -30,7 +30,7 @@ def completion_hidden(policy: Policy, batch: Batch, features: StepFeatures | Non
     Calls the backbone, not the text decoder: on a vision-language model the latter would read image
     placeholders as words. Gradient as the caller's mode says. Where completions share prompts, each
     prompt is encoded once and the completions read its keys and values. `features` holds what the
-    step's pictures became; without it, the pictures of this batch go through the tower.
+    step's images became; without it, the images of this batch go through the tower.
     """
     batch = batch.to(policy.device)
     prompts = {**batch.prompts, **image_inputs(policy, batch.sources, features)}
@@ -217,13 +217,13 @@ class RoomyLayer(DynamicLayer):
 
 def with_room(prefix: Prefix, rows: Tensor, room: int) -> Prefix:
     """`select`, and buffers that get room for `room` more tokens whenever they are full; no gradient."""
-    chosen = select(prefix, rows)
+    selected = select(prefix, rows)
     roomy = []
-    for layer in plain_layers(chosen.cache):
+    for layer in plain_layers(selected.cache):
         assert layer.keys is not None and layer.values is not None
         roomy.append(RoomyLayer(layer.keys, layer.values, room))
-    chosen.cache.layers = roomy
-    return chosen
+    selected.cache.layers = roomy
+    return selected
 
 
 def plain_layers(cache: Cache) -> list[DynamicLayer]:

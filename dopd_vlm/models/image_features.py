@@ -7,7 +7,7 @@ Where the tower is trained, the loss reads features that are leaves of its graph
 up over the micro-batches, and `backward` takes the sum once through the tower. By the chain rule that
 is the gradient of the whole; activations of the tower exist for a few images at a time.
 
-Shapes: M merged patches of a image, which are its tokens; H hidden size.
+Shapes: M merged patches of an image, which are its tokens; H hidden size.
 """
 
 import inspect
@@ -26,7 +26,7 @@ from dopd_vlm.models.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Seen:
+class ImageFeatures:
     """One image as a model's tower gives it, ready for the layers that read it."""
 
     kind: type
@@ -41,7 +41,7 @@ class Seen:
         """All of it."""
         return (self.pooled, *self.deepstack)
 
-    def leaf(self) -> "Seen":
+    def leaf(self) -> "ImageFeatures":
         """The same values as leaves of a graph, at least float32: gradients add up in them."""
 
         def as_leaf(value: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class Seen:
             return value.detach().to(dtype).requires_grad_()
 
         pooled, *deepstack = (as_leaf(value) for value in self.tensors)
-        return Seen(kind=self.kind, pooled=pooled, deepstack=tuple(deepstack))
+        return ImageFeatures(kind=self.kind, pooled=pooled, deepstack=tuple(deepstack))
 
 
 @dataclass(kw_only=True)
@@ -57,8 +57,8 @@ class Tower:
     """What is known of one model's images."""
 
     raw: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    seen: dict[str, Seen] = field(default_factory=dict)
-    leaves: dict[str, Seen] = field(default_factory=dict)
+    features: dict[str, ImageFeatures] = field(default_factory=dict)
+    leaves: dict[str, ImageFeatures] = field(default_factory=dict)
 
 
 class StepFeatures:
@@ -77,15 +77,17 @@ class StepFeatures:
         for prompt in prompts:
             if any(key not in tower.raw for key in prompt.image_keys):
                 tower.raw |= dict(zip(prompt.image_keys, split(prompt.image_tensors), strict=True))
-        missing = [key for key in dict.fromkeys(keys) if key not in tower.seen]
+        missing = [key for key in dict.fromkeys(keys) if key not in tower.features]
         if missing:
             with torch.no_grad():
-                tower.seen |= dict(zip(missing, _see(policy, tower, missing), strict=True))
-        known = tower.seen
+                tower.features |= dict(
+                    zip(missing, _features_of(policy, tower, missing), strict=True)
+                )
+        known = tower.features
         if torch.is_grad_enabled() and _is_trained(policy):
             for key in keys:
                 if key not in tower.leaves:
-                    tower.leaves[key] = tower.seen[key].leaf()
+                    tower.leaves[key] = tower.features[key].leaf()
             known = tower.leaves
         return _as_output([known[key] for key in keys])
 
@@ -101,10 +103,10 @@ class StepFeatures:
         for start in range(0, len(leaves), at_once):
             keys = list(leaves)[start : start + at_once]
             with torch.enable_grad(), autocast():
-                seen = _see(policy, tower, keys)
+                values_of = _features_of(policy, tower, keys)
             pairs = [
                 (value, leaf.grad.to(value.dtype))
-                for key, one in zip(keys, seen, strict=True)
+                for key, one in zip(keys, values_of, strict=True)
                 for value, leaf in zip(one.tensors, leaves[key].tensors, strict=True)
                 if leaf.grad is not None
             ]
@@ -153,7 +155,7 @@ def _is_trained(policy: Policy) -> bool:
     return any(parameter.requires_grad for parameter in encoder.parameters())
 
 
-def _see(policy: Policy, tower: Tower, keys: Sequence[str]) -> list[Seen]:
+def _features_of(policy: Policy, tower: Tower, keys: Sequence[str]) -> list[ImageFeatures]:
     """The images through the tower, in one batch; gradient as the caller's mode says."""
     inputs = join([tower.raw[key] for key in keys])
     output = policy.backbone.get_image_features(  # type: ignore[operator]
@@ -161,12 +163,14 @@ def _see(policy: Policy, tower: Tower, keys: Sequence[str]) -> list[Seen]:
     )
     pooled, deepstack = output.pooler_output, output.get("deepstack_features") or []
     return [
-        Seen(kind=type(output), pooled=pooled[place], deepstack=tuple(d[place] for d in deepstack))
+        ImageFeatures(
+            kind=type(output), pooled=pooled[place], deepstack=tuple(d[place] for d in deepstack)
+        )
         for place in range(len(keys))
     ]
 
 
-def _as_output(seen: Sequence[Seen]) -> Any:
-    layers = list(zip(*(one.deepstack for one in seen), strict=True))
+def _as_output(images: Sequence[ImageFeatures]) -> Any:
+    layers = list(zip(*(one.deepstack for one in images), strict=True))
     more = {"deepstack_features": layers} if layers else {}
-    return seen[0].kind(pooler_output=tuple(one.pooled for one in seen), **more)
+    return images[0].kind(pooler_output=tuple(one.pooled for one in images), **more)

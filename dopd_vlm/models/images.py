@@ -1,6 +1,6 @@
 """Images through the image processor, each once however many prompts show it.
 
-A image is known by its pixels: equal pixels have equal keys, whoever made them.
+An image is known by its pixels: equal pixels have equal keys, whoever made them.
 """
 
 import copy
@@ -20,16 +20,16 @@ image the grid that they form."""
 
 
 class CachedImageProcessor:
-    """Stands in a processor for its image processor and remembers what became of each image.
+    """Stands in a processor for its image processor and remembers the tensors of each image.
 
     Other processors than those that keep images apart pad or tile images by their company: they
-    are called as ever, for all images of a prompt.
+    are called as usual, for all images of a prompt.
     """
 
     def __init__(self, image_processor: Any) -> None:
         self._inner = image_processor
         self._keys: dict[int, tuple[Image.Image, str]] = {}
-        self._made: dict[str, dict[str, Tensor]] = {}
+        self._tensors: dict[str, dict[str, Tensor]] = {}
         self._joined: dict[tuple[str, ...], dict[str, Tensor]] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -47,18 +47,18 @@ class CachedImageProcessor:
         if not all(isinstance(image, Image.Image) for image in images):
             return self._inner(images, **options)
         keys = tuple(self.key(image) for image in images)
-        new = {k: i for k, i in zip(keys, images, strict=True) if k not in self._made}
+        new = {k: i for k, i in zip(keys, images, strict=True) if k not in self._tensors}
         if new:
-            made = self._inner(list(new.values()), **{**options, "return_tensors": "pt"})
-            if set(made) != APART:
+            tensors = self._inner(list(new.values()), **{**options, "return_tensors": "pt"})
+            if set(tensors) != APART:
                 return self._inner(images, **options)
-            self._made |= dict(zip(new, split(made), strict=True))
+            self._tensors |= dict(zip(new, split(tensors), strict=True))
         return BatchFeature(dict(self._together(keys)))
 
     def _together(self, keys: tuple[str, ...]) -> dict[str, Tensor]:
         """The same tensors for the same images, so that two views of a row hold them once."""
         if keys not in self._joined:
-            self._joined[keys] = join([self._made[key] for key in keys])
+            self._joined[keys] = join([self._tensors[key] for key in keys])
         return self._joined[keys]
 
     def inside(self, processor: Any) -> Any:

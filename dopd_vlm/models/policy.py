@@ -226,10 +226,10 @@ def check_vocabularies(student: Policy, teacher: Policy) -> None:
     differing = sorted(
         token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)
     )
-    shown = ", ".join(f"{t!r}: {ours.get(t)} / {theirs.get(t)}" for t in differing[:5])
+    examples = ", ".join(f"{t!r}: {ours.get(t)} / {theirs.get(t)}" for t in differing[:5])
     raise ValueError(
         f"student {student.path!r} and teacher {teacher.path!r} map {len(differing)} tokens to different ids "
-        f"(student / teacher: {shown}); token-level distillation needs one vocabulary: "
+        f"(student / teacher: {examples}); token-level distillation needs one vocabulary: "
         "take a teacher of the same family"
     )
 

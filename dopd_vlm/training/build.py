@@ -48,13 +48,13 @@ def run_folder(config: RunConfig) -> Path:
 
 def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> TrainState:
     """Models, method and optimizer; from the last checkpoint when resuming."""
-    chosen = configured_method(config)
+    method = configured_method(config)
     checkpoint = last_checkpoint(run_dir) if config.resume else None
     device = accelerator.device
     student = load_student(config, device, checkpoint)
     teacher = (
         load_policy(config.teacher, device=device, trainable=False)
-        if chosen.needs_teacher
+        if method.needs_teacher
         else None
     )
     if teacher is not None:
@@ -70,8 +70,8 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
         accelerator=accelerator,
         student=student,
         teacher=teacher,
-        self_target=load_self_target(config, chosen, student, checkpoint),
-        method=chosen,
+        self_target=load_self_target(config, method, student, checkpoint),
+        method=method,
         optimizer=optimizer,
         scheduler=get_cosine_schedule_with_warmup(optimizer, optim.warmup_steps, optim.max_steps),
         vocab_size=min(widths),
@@ -95,14 +95,14 @@ def load_student(config: RunConfig, device: torch.device, checkpoint: Path | Non
 
 
 def load_self_target(
-    config: RunConfig, chosen: Method, student: Policy, checkpoint: Path | None
+    config: RunConfig, method: Method, student: Policy, checkpoint: Path | None
 ) -> Policy | None:
     """Whose weights the self-target has: the live student itself, or a copy without gradient."""
-    if not chosen.needs_self_target:
+    if not method.needs_self_target:
         return None
-    if chosen.self_target == "live":
+    if method.self_target == "live":
         return student
-    is_average = chosen.self_target == "ema"
+    is_average = method.self_target == "ema"
     average = checkpoint / AVERAGE if checkpoint and is_average else None
     if not config.lora.rank:
         source = replace(config.student, path=str(average or config.student.path))

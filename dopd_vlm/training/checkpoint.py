@@ -61,14 +61,14 @@ def _write(state: TrainState, folder: Path) -> None:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = (run_dir / "checkpoints").glob("step_*")
-    return sorted(path for path in found if re.fullmatch(r"step_\d+", path.name))
+    folders = (run_dir / "checkpoints").glob("step_*")
+    return sorted(path for path in folders if re.fullmatch(r"step_\d+", path.name))
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:
     """The newest complete checkpoint, or None."""
-    found = checkpoints(run_dir)
-    return found[-1] if found else None
+    complete = checkpoints(run_dir)
+    return complete[-1] if complete else None
 
 
 def load_trainer_(state: TrainState, checkpoint: Path) -> None:

@@ -97,7 +97,7 @@ def stand_ins(num_rows: int, seed: int, place: int) -> Iterator[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class BadRow:
-    """A row that no encoded sample could be made of."""
+    """A row that gave no encoded sample."""
 
     row: int
     reason: str
@@ -146,8 +146,8 @@ class EncodedStream:
 
     def take(self, count: int) -> list[EncodedSample | BadRow]:
         """The next `count` of them."""
-        made = (next(self._items) for _ in range(count))
-        return [unpack(item) if isinstance(item, Parcel) else item for item in made]
+        items = (next(self._items) for _ in range(count))
+        return [unpack(item) if isinstance(item, Parcel) else item for item in items]
 
     def close(self) -> None:
         """Ends the workers."""
@@ -166,8 +166,8 @@ def start_server(samples: Sequence[Sample]) -> None:
 
 def num_workers(config: RunConfig, device: torch.device) -> int:
     """Worker processes of each training process; on CPU the model itself has use for all cores."""
-    chosen = config.data.workers
-    return (GPU_WORKERS if device.type != "cpu" else 0) if chosen is None else chosen
+    workers = config.data.workers
+    return (GPU_WORKERS if device.type != "cpu" else 0) if workers is None else workers
 
 
 class _EncodedRows(Dataset):

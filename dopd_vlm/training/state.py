@@ -48,8 +48,8 @@ class TrainState:
     @property
     def head_precision(self) -> HeadPrecision:
         """The recipe's, with `auto` decided where training is in bfloat16 on a GPU."""
-        chosen = self.config.method.head_precision
+        precision = self.config.method.head_precision
         on_cores = (
             self.accelerator.device.type == "cuda" and self.accelerator.mixed_precision == "bf16"
         )
-        return "bfloat16" if chosen == "auto" and on_cores else chosen
+        return "bfloat16" if precision == "auto" and on_cores else precision

@@ -109,7 +109,7 @@ def distil_step(
 ) -> StepOutput:
     """One optimizer step on given rollouts, `len(rollouts) / len(samples)` for each sample in order.
 
-    `features` holds what the rollouts made of the step's pictures, where there is anything.
+    `features` holds what the rollouts made of the step's images, where they made anything.
     The update depends on the union of the rollouts over processes, not on how they are spread.
     """
     features = features or StepFeatures()
@@ -290,7 +290,7 @@ def optimizer_step(state: TrainState) -> float:
     """Add gradients up over processes, clip, step; returns the norm before clipping.
 
     A plain sum, as every weight already holds its share of the whole batch. Own reduction instead of
-    DistributedDataParallel, which averages, and hangs when a process has no picture in its batch.
+    DistributedDataParallel, which averages, and hangs when a process has no image in its batch.
     """
     parameters = [p for p in state.student.model.parameters() if p.requires_grad]
     if state.accelerator.num_processes > 1:

@@ -78,15 +78,15 @@ def score_targets(
     rows = arranged(rows, optim.micro_batch_size, method.student_view)
     micro_batches = []
     for start in range(0, len(rows), optim.score_batch_size):
-        chosen = rows[start : start + optim.score_batch_size]
+        scored_rows = rows[start : start + optim.score_batch_size]
         teacher = _target(
-            state, state.teacher, method.teacher_view, method.teacher_top_k, chosen, features
+            state, state.teacher, method.teacher_view, method.teacher_top_k, scored_rows, features
         )
         view, top_k = method.self_target_view, method.self_target_top_k
-        self_target = _target(state, state.self_target, view, top_k, chosen, features)
-        for first in range(0, len(chosen), optim.micro_batch_size):
+        self_target = _target(state, state.self_target, view, top_k, scored_rows, features)
+        for first in range(0, len(scored_rows), optim.micro_batch_size):
             part = slice(first, first + optim.micro_batch_size)
-            micro_batches.append(_micro_batch(state, chosen[part], part, teacher, self_target))
+            micro_batches.append(_micro_batch(state, scored_rows[part], part, teacher, self_target))
     return micro_batches
 
 

@@ -1,5 +1,6 @@
 """`dopd`: every script is a command, its help answers at once, names that are wrong are helped."""
 
+import ast
 import json
 import os
 import subprocess
@@ -106,3 +107,12 @@ def test_the_text_around_a_command_is_the_same_by_script():
         cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"},
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith("usage: dopd evaluate"), done.stderr
+
+
+def test_every_main_takes_its_arguments():
+    """None reads sys.argv itself, but where it is started as a program."""
+    for path in (ROOT / "scripts").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name == "main":
+                assert len(node.args.args) == 1 and not node.args.defaults, path
+                assert "sys.argv" not in ast.unparse(node), path

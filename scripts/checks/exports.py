@@ -57,13 +57,13 @@ json.dump({"overall": float(found["Overall"][0]), "n": len(dataset)}, open(f"{ou
 """
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """0 when every program agrees with us."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("programs", nargs="*", help=f"of {', '.join(CHECKS)}; all when left out")
-    chosen = parser.parse_args().programs or list(CHECKS)
+    chosen = parser.parse_args(arguments).programs or list(CHECKS)
     if unknown := [name for name in chosen if name not in CHECKS]:
         parser.error(f"unknown {', '.join(unknown)}; known: {', '.join(CHECKS)}")
     agree = True
@@ -156,4 +156,4 @@ CHECKS = {"bfcl": bfcl, "vlmevalkit": vlmevalkit}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -89,9 +89,9 @@ class Outcome:
     seconds: float
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Writes the rows and tasks, runs both harnesses and prints the table."""
-    options = _arguments()
+    options = _arguments(arguments)
     disable_progress_bar()
     console = Console()
     write_tasks(options.out, options)
@@ -230,7 +230,7 @@ def _theirs(model: str, name: str, options: argparse.Namespace) -> Outcome:
     )
 
 
-def _arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -245,4 +245,4 @@ def _arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from dopd_vlm.data.embedded.sets import embedded_model
@@ -28,9 +29,9 @@ NEEDS = (
 )  # fmt: skip
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """0 when both harnesses agree to the last question."""
-    options = _arguments()
+    options = _arguments(arguments)
     python = environment("lmms-eval", ("--no-deps", LMMS_EVAL), NEEDS)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -88,14 +89,14 @@ def _offline() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--limit", type=int, default=24, help="questions")
     parser.add_argument("--batch-size", type=int, default=8, help="of lmms-eval")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,7 @@ With one thread per model a step takes 0.25 to 0.4 s: 9 minutes for student_vl, 
 import argparse
 import json
 import shutil
-import time
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from dopd_vlm.models.policy import Policy
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.rollout.own import generate
 from dopd_vlm.scripts.make.embedded_models import text_model, tokenizer, vl_model, vl_processor
+from dopd_vlm.scripts.make.supervised import answer_batch, fit_
 from dopd_vlm.types import ViewName
 
 NUM_TEST, NUM_SHIFTED = 240, 200
@@ -138,19 +139,14 @@ def batches(policy: Policy, recipe: Recipe) -> Iterator[dict[str, Tensor]]:
     generator = np.random.default_rng([7, recipe.seed])
     for _ in range(recipe.steps):
         chosen = _draw_form(generator, recipe)
-        texts, images, lengths = [], [], []
-        for _ in range(recipe.batch_size):
-            row = recipe.row(generator, bool(chosen))
-            sample = make_sample(row, chosen)
-            messages = build_prompts(sample).view("privileged")
-            prompt = policy.processor.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-            target = row["meta"]["solution"] + policy.tokenizer.eos_token
-            texts.append(prompt + target)
-            images.extend(sample.privileged.images)
-            lengths.append(len(policy.tokenizer(target).input_ids))
-        yield _with_labels(policy, texts, images, lengths)
+        rows = [recipe.row(generator, bool(chosen)) for _ in range(recipe.batch_size)]
+        samples = [make_sample(row, chosen) for row in rows]
+        yield answer_batch(
+            policy,
+            [build_prompts(sample).view("privileged") for sample in samples],
+            [row["meta"]["solution"] for row in rows],
+            [image for sample in samples for image in sample.privileged.images],
+        )
 
 
 def _draw_form(generator: np.random.Generator, recipe: Recipe) -> tuple[str, ...]:
@@ -158,47 +154,6 @@ def _draw_form(generator: np.random.Generator, recipe: Recipe) -> tuple[str, ...
     if generator.random() >= recipe.privileged_share:
         return ()
     return recipe.privileged[int(generator.integers(len(recipe.privileged)))]
-
-
-def _with_labels(
-    policy: Policy, texts: list[str], images: list[Any], lengths: Sequence[int]
-) -> dict[str, Tensor]:
-    """Inputs padded on the right; labels are the last `lengths[i]` tokens, -100 elsewhere."""
-    visual = {"images": images} if images else {}
-    inputs = policy.processor(
-        text=texts, padding=True, padding_side="right", return_tensors="pt", **visual
-    )
-    place = torch.arange(inputs["input_ids"].shape[1])
-    end = inputs["attention_mask"].sum(-1, keepdim=True)
-    is_target = (place < end) & (place >= end - torch.tensor(lengths)[:, None])
-    labels = torch.where(is_target, inputs["input_ids"], -100)
-    inputs.pop("token_type_ids", None)
-    return {**inputs, "labels": labels}
-
-
-def train(policy: Policy, recipe: Recipe) -> None:
-    """AdamW, linear warm-up, cosine to zero, clipping at 1; in place."""
-    model = policy.model.train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    begin = time.monotonic()
-    for step, inputs in enumerate(batches(policy, recipe), start=1):
-        share = (1 + np.cos(np.pi * step / recipe.steps)) / 2
-        rate = recipe.learning_rate * min(step / recipe.warmup, share)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = model(**inputs).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 50 == 0:
-            spent, width = time.monotonic() - begin, inputs["labels"].shape[1]
-            print(
-                f"step {step} ({width} tokens): loss {loss.item():.4f}, {spent:.0f} s", flush=True
-            )
-    model.eval()
 
 
 def accuracy(policy: Policy, rows: Sequence[Row], view: ViewName, types: Sequence[str]) -> float:
@@ -237,7 +192,10 @@ def make_model(name: str) -> None:
     model = vl_model(size) if is_visual else text_model(size)
     print(f"{name}: {model.num_parameters():,} parameters", flush=True)
     policy = Policy(model=model, processor=processor, path=name)
-    train(policy, recipe)
+    fit_(
+        policy, batches(policy, recipe), steps=recipe.steps, learning_rate=recipe.learning_rate,
+        warmup=recipe.warmup,
+    )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -266,14 +224,14 @@ def _write_rows(folder: Path, rows: Sequence[Row]) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Make what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", choices=["rows", *MODELS, []], help="default: all")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for name in arguments.names or ["rows", *MODELS]:
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    for name in options.names or ["rows", *MODELS]:
         if name == "rows":
             make_rows()
         else:
@@ -281,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

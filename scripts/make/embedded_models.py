@@ -1,6 +1,8 @@
 """Tokenizer, processor and untrained tiny models of the embedded sets."""
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from collections.abc import Sequence
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     GenerationConfig,
     PreTrainedTokenizerFast,
@@ -60,15 +62,20 @@ VISION_SIZES = {
 }
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word, number 0 .. 1000 and punctuation mark; white space separates only."""
+def tokenizer(more: Sequence[str] = (), whole: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token per word, number 0 .. 1000 and punctuation mark; white space separates only.
+
+    Args:
+        more: further words; the ids of the others stay.
+        whole: texts that are one token each, signs and spaces inside included.
+    """
     numbers = [str(number) for number in range(LARGEST_NUMBER + 1)]
     words = [*WORDS.split(), *COLOURS, *SHAPES, *NAMES, *THINGS, *VERBS]
-    vocabulary = dict.fromkeys(["<unk>", *SPECIAL, *PUNCTUATION, *words, *numbers])
+    vocabulary = dict.fromkeys(["<unk>", *SPECIAL, *PUNCTUATION, *words, *numbers, *more])
     ids = {token: index for index, token in enumerate(vocabulary)}
     core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
-    return PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=core,
         unk_token="<unk>",
         eos_token="<|im_end|>",
@@ -78,15 +85,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+    fast.add_tokens([AddedToken(text, single_word=True, normalized=False) for text in whole])
+    return fast
 
 
-def vl_processor() -> Qwen3VLProcessor:
+def vl_processor(words: PreTrainedTokenizerFast | None = None) -> Qwen3VLProcessor:
     """The real processor class: patches of 8 pixels, merged 2 x 2, pictures of 32 x 32 and up."""
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(
             patch_size=8, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 256 * 256}
         ),
-        tokenizer=tokenizer(),
+        tokenizer=words or tokenizer(),
         video_processor=Qwen3VLVideoProcessor(patch_size=8, merge_size=2),
         chat_template=CHAT_TEMPLATE,
     )

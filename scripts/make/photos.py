@@ -6,6 +6,8 @@ Questions, boxes, captions and hints are our own; boxes are XYWH in pixels of th
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import skimage.data
@@ -226,12 +228,12 @@ ROWS = [
 ]
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Writes pictures and metadata.jsonl."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).parents[2] / "data" / "assets" / "photos"
     parser.add_argument("out", nargs="?", type=Path, default=default)
-    out = parser.parse_args().out
+    out = parser.parse_args(arguments).out
     out.mkdir(parents=True, exist_ok=True)
     for name in PICTURES:
         picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
@@ -248,4 +250,4 @@ def _row(row: dict) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

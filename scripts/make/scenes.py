@@ -16,6 +16,7 @@ import json
 import shutil
 import sys
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -63,14 +64,14 @@ SPRITES = {
 """Unicode name = what we call one / many of it; spaces are underscores."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Writes what the arguments ask for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("parts", "rows"))
     parser.add_argument("sprites", nargs="?", type=Path, help="package/assets, for `parts`")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.what == "rows":
         write_rows("test", ASSETS / "scenes", NUM_TEST)
         write_rows("shifted", ASSETS / "scenes_shifted", NUM_SHIFTED)
@@ -130,4 +131,4 @@ def _entry(word: str, split: str) -> tuple[str, dict[str, str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -26,7 +26,6 @@ from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.formats.importers import IMPORTERS, import_folder
 from dopd_vlm.data.preview import Prompts, ShownToken, preview_page, readable_prompts
 from dopd_vlm.data.views import AnnotationChoice, make_samples
-from dopd_vlm.models.chat import images_of, render
 from dopd_vlm.prompts import PromptTemplate, build_prompts
 from dopd_vlm.scripts.wiring.command_line import (
     add_plugin_option,
@@ -76,6 +75,7 @@ def rendered(
     sample: Sample, processor: Any, template: PromptTemplate, template_kwargs: Mapping[str, Any]
 ) -> Prompts:
     """The prompts as the processor makes them, special tokens visible, and what is trained on."""
+    from dopd_vlm.models.chat import images_of, render  # here: it imports torch
 
     def ids_of(messages: list[Message]) -> list[int]:
         text = render(processor, messages, template_kwargs=template_kwargs)

@@ -34,7 +34,7 @@ LIMIT_SECONDS = 540
 BEGIN, END = "<!-- gpu-check -->", "<!-- /gpu-check -->"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Runs the stages and prints their table; 1 where one failed."""
     options = parse(arguments)
     if options.into is not None:
@@ -154,4 +154,4 @@ def put_into(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

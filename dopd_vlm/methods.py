@@ -3,15 +3,18 @@
 A method that does not route by gap has the same route in every regime.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dopd_vlm import divergences, plugins
 from dopd_vlm.config import RunConfig
 from dopd_vlm.errors import unknown
-from dopd_vlm.types import Reduction, Regime, Route, Tail, ViewName
+from dopd_vlm.types import Reduction, Regime, Route, Tail, Term, ViewName
 
+POLICIES = ("teacher", "self_target")
+"""Each is a target of its own name too, under the view of the routes that use it."""
 TOP_K = 128
 LIGHT, WEAK = 0.6, 0.3
 """beta_l and beta_w of the paper (section 1.4)."""
@@ -26,6 +29,11 @@ class Method:
     """What the learning side sees; privileged only in Fig. 3's Priv.T->Priv.S."""
     routes: Mapping[Regime, Route]
     """All four regimes. A route of weight 0 drops its tokens."""
+    targets: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
+    """Composed targets by name: log q = sum of coefficient x log p, normalised over the whole vocabulary.
+
+    A coefficient may be negative, and they need not add up to 1.
+    """
     self_target: Literal["live", "ema", "frozen"] = "live"
     """Which copy of the student is the self-target: the paper's live one, an average, the first."""
     routes_by_gap: bool = True
@@ -37,9 +45,13 @@ class Method:
         missing = [regime.name for regime in Regime if regime not in self.routes]
         if missing:
             raise ValueError(f"method {self.name!r} has no route for {', '.join(missing)}")
+        for name, terms in self.targets.items():
+            _check_target(self.name, name, terms)
         for route in self.routes.values():
             _check_route(self.name, route)
-        for target in ("teacher", "self_target"):
+            if route.target not in (*POLICIES, *self.targets):
+                raise unknown("target", route.target, (*POLICIES, *self.targets))
+        for target in POLICIES:
             views = {route.target_view for route in self._used(target)}
             if self.routes_by_gap:
                 views.add("privileged")
@@ -53,14 +65,39 @@ class Method:
         return [r for r in self.routes.values() if r.target == target and r.weight != 0.0]
 
     @property
+    def used_targets(self) -> tuple[str, ...]:
+        """Names of the targets that routing compares or a route of weight above 0 learns."""
+        compared = POLICIES if self.routes_by_gap else ()
+        names = (*POLICIES, *self.targets)
+        return tuple(name for name in names if name in compared or self._used(name))
+
+    def terms(self, target: str) -> tuple[Term, ...]:
+        """What the target of that name is made of."""
+        if target in self.targets:
+            return self.targets[target]
+        return (Term(policy=target, view=self._view(target)),)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def scored_pairs(self) -> tuple[tuple[str, ViewName], ...]:
+        """Every (policy, view) that must run over the completions; each runs once."""
+        terms = (term for name in self.used_targets for term in self.terms(name))
+        return tuple(dict.fromkeys((term.policy, term.view) for term in terms))
+
+    @property
+    def views(self) -> tuple[ViewName, ...]:
+        """Views that a sample needs: the rollouts' and the student's, the privileged one, the targets'."""
+        scored = (view for _, view in self.scored_pairs)
+        return tuple(dict.fromkeys(("plain", "privileged", self.student_view, *scored)))
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the teacher must score the completions."""
-        return self.routes_by_gap or bool(self._used("teacher"))
+        return any(policy == "teacher" for policy, _ in self.scored_pairs)
 
     @property
     def needs_self_target(self) -> bool:
         """Whether the student (live, EMA or frozen) must score them as a target."""
-        return self.routes_by_gap or bool(self._used("self_target"))
+        return any(policy == "self_target" for policy, _ in self.scored_pairs)
 
     @property
     def teacher_view(self) -> ViewName:
@@ -79,16 +116,30 @@ class Method:
     @property
     def teacher_top_k(self) -> int | None:
         """Support size that pass 1 keeps of the teacher; None where no route needs one."""
-        return self._top_k("teacher")
+        return self.top_k("teacher")
 
     @property
     def self_target_top_k(self) -> int | None:
         """Support size that pass 1 keeps of the self-target; None where no route needs one."""
-        return self._top_k("self_target")
+        return self.top_k("self_target")
 
-    def _top_k(self, target: str) -> int | None:
+    def top_k(self, target: str) -> int | None:
+        """Support size that pass 1 keeps of a target; None where no route needs one."""
         sizes = [r.top_k for r in self._used(target) if r.top_k and r.support == "target"]
         return max(sizes, default=None)
+
+
+def _check_target(method: str, name: str, terms: tuple[Term, ...]) -> None:
+    if name in POLICIES:
+        raise ValueError(f"method {method!r}: target {name!r} is a policy's; choose another name")
+    if not terms or not all(math.isfinite(term.coefficient) for term in terms):
+        raise ValueError(
+            f"method {method!r}: target {name!r} needs at least one term, each with a finite "
+            f"coefficient; got {terms!r}"
+        )
+    for term in terms:
+        if term.policy not in POLICIES:
+            raise unknown("policy", term.policy, POLICIES)
 
 
 def _check_route(name: str, route: Route) -> None:

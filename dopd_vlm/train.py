@@ -157,6 +157,7 @@ class Loop:
             self.coming_rows(),
             workers=num_workers(state.config, state.accelerator.device),
             ahead=len(self.share(range(state.config.optim.batch_size))),
+            views=state.method.views,
         )
 
     def run(self, stop: list[int]) -> bool:
@@ -231,7 +232,8 @@ class Loop:
         for row in stand_ins(len(self.samples), state.config.seed, place):
             if row in self.bad_rows:
                 continue
-            item = encode_row(state.config, state.student.encoder, self.samples, row)
+            views = state.method.views
+            item = encode_row(state.config, state.student.encoder, self.samples, row, views)
             if isinstance(item, EncodedSample):
                 return item
             self.skip(item)

@@ -126,12 +126,23 @@ Reduction = Literal["sequence-mean", "token-mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Term:
+    """One term of a target's log-probs, coefficient x log p(policy under view)."""
+
+    policy: Literal["teacher", "self_target"]
+    """`self_target`: the student's weights (live, EMA or frozen), no gradient."""
+    view: ViewName = "privileged"
+    coefficient: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Route:
     """How one regime's tokens are taught."""
 
-    target: Literal["teacher", "self_target"]
-    """`self_target`: the student's weights (live, EMA or frozen), no gradient."""
+    target: str
+    """`teacher` or `self_target`, each one policy under `target_view`, or a name in `Method.targets`."""
     target_view: ViewName = "privileged"
+    """Unused where `target` is a name in `Method.targets`: its terms name their views."""
     divergence: str
     """A name in `divergences.DIVERGENCES`."""
     top_k: int | None = None

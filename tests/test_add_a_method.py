@@ -57,8 +57,10 @@ def test_the_page_is_a_method_that_trains(site):
     assert output.loss > 0 and d_hidden.abs().sum() > 0 and d_head.abs().sum() > 0
     whole = case.grads(small_k(method), chunk_size=2)
     torch.testing.assert_close(whole[1], d_hidden, rtol=1e-9, atol=1e-12)
-    (site / "rest.py").write_text("from dopd_vlm import methods\n" + page_blocks()["python"][1])
-    runpy.run_path(str(site / "rest.py"))
+    for code in page_blocks()["python"][1:]:
+        (site / "rest.py").write_text("from dopd_vlm import methods\n" + code)
+        runpy.run_path(str(site / "rest.py"))
+    assert methods.method("contrast").needs_teacher
 
 
 def test_a_broken_plug_in_is_named_and_the_rest_works(site):

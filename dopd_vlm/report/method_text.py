@@ -70,9 +70,10 @@ def _route_text(route: Route, self_target: str) -> str:
     if route.weight == 0:
         return "not trained"
     name = DIVERGENCES.get(route.divergence, route.divergence)
-    target = "teacher" if route.target == "teacher" else SELF_TARGETS[self_target]
+    target = {"teacher": "teacher", "self_target": SELF_TARGETS[self_target]}.get(route.target)
     support = "of the sampled token" if route.support == "sampled" else ""
     if not support and route.top_k:
         support = f"over the top {route.top_k}"
-    words = (name, support, f"to the {target} ({route.target_view} view), weight {route.weight:g}")
+    whom = f"the {target} ({route.target_view} view)" if target else f"`{route.target}`"
+    words = (name, support, f"to {whom}, weight {route.weight:g}")
     return " ".join(filter(None, words))

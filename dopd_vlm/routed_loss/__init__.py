@@ -1,6 +1,6 @@
 """The routed loss: scores of the targets (pass 1), then weighted divergences and their gradients in chunks (pass 2)."""
 
-from dopd_vlm.routed_loss.head import Head
+from dopd_vlm.routed_loss.head import Head, compose_head, compose_hidden
 from dopd_vlm.routed_loss.loss import LossOutput, routed_loss, target_scores
 from dopd_vlm.routed_loss.plan import Student, Target
 from dopd_vlm.routed_loss.target_scores import TargetScores
@@ -11,6 +11,8 @@ __all__ = [
     "Student",
     "Target",
     "TargetScores",
+    "compose_head",
+    "compose_hidden",
     "routed_loss",
     "target_scores",
 ]

@@ -76,8 +76,9 @@ def routed_loss(
 
     Args:
         student: the learning side, under the method's `student_view`.
-        targets: {"teacher": ..., "self_target": ...}, each under the method's view of it; one that the
-            method does not need may be missing. A self-target without a head has the live student's.
+        targets: {"teacher": ..., "self_target": ...}, each under the method's view of it, and the method's
+            composed targets by name (see `compose_hidden`); one that the method does not need may be
+            missing. A self-target without a head has the live student's.
         completion_ids: int64 [B, T].
         mask: bool [B, T], True at completion tokens.
         method: a Method or its name.
@@ -97,11 +98,11 @@ def routed_loss(
         different widths are cut to the smallest before the softmax.
 
     Raises:
-        ValueError: a target or score is missing that the method needs, or is not one of the two; scores
+        ValueError: a target or score is missing that the method needs, or that it does not know; scores
             of another width or a smaller support; ids outside the vocabulary.
     """
     method = method_of(method) if isinstance(method, str) else method
-    targets = complete(targets, student)
+    targets = complete(targets, student, method)
     heads = (student.head, *(target.head for target in targets.values()))
     width = min(len(head.weight) for head in heads if head is not None)
     check_inputs(completion_ids[mask.bool()], width)

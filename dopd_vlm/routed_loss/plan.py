@@ -8,15 +8,13 @@ from torch import Tensor
 
 from dopd_vlm import routing
 from dopd_vlm.errors import unknown
-from dopd_vlm.methods import Method
+from dopd_vlm.methods import POLICIES, Method
 from dopd_vlm.routed_loss.head import Head
 from dopd_vlm.routed_loss.products import Products, products_for
 from dopd_vlm.routed_loss.softmax import Softmax, chunk_dtype
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
 from dopd_vlm.routing import Thresholds
 from dopd_vlm.types import Regime, Route
-
-TARGETS = ("teacher", "self_target")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,16 +97,17 @@ def needs_target_logits(route: Route) -> bool:
     return route.top_k is None or route.support == "student"
 
 
-def complete(targets: Mapping[str, Target], student: Student) -> dict[str, Target]:
-    """Both targets by name, detached; the self-target's head is the student's unless it brings its own.
+def complete(targets: Mapping[str, Target], student: Student, method: Method) -> dict[str, Target]:
+    """All targets by name, detached; the self-target's head is the student's unless it brings its own.
 
     Raises:
         ValueError: a target of another name.
     """
+    names = (*POLICIES, *method.targets)
     for name in targets:
-        if name not in TARGETS:
-            raise unknown("target", name, TARGETS)
-    complete = {name: targets.get(name, Target()) for name in TARGETS}
+        if name not in names:
+            raise unknown("target", name, names)
+    complete = {name: targets.get(name, Target()) for name in names}
     if complete["self_target"].head is None:
         complete["self_target"] = replace(complete["self_target"], head=student.head)
     return {
@@ -130,9 +129,10 @@ def scored(target: Target, method: Method, name: str, tokens: Tokens) -> Target:
     _check(target, method, name, tokens.softmax.width)
     if target.hidden is None or target.head is None or target.scores is not None:
         return target
-    top_k = method.teacher_top_k if name == "teacher" else method.self_target_top_k
+    top_k = method.top_k(name)
     sampled = any(r.support == "sampled" and r.target == name for r in method.routes.values())
-    if not (method.routes_by_gap or top_k or sampled):
+    compared = method.routes_by_gap and name in POLICIES
+    if not (compared or top_k or sampled):
         return target
     scores = target_scores(
         target.hidden,
@@ -150,7 +150,7 @@ def scored(target: Target, method: Method, name: str, tokens: Tokens) -> Target:
 
 def _check(target: Target, method: Method, name: str, width: int) -> None:
     routes = [r for r in method.routes.values() if r.target == name and r.weight != 0.0]
-    needed = method.needs_teacher if name == "teacher" else method.needs_self_target
+    needed = name in method.used_targets
     is_deep = any(needs_target_logits(route) for route in routes)
     if needed and target.hidden is None and (target.scores is None or is_deep):
         raise ValueError(f"method {method.name!r} needs hidden states of its {name}; got None")

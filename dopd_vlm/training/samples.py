@@ -24,36 +24,36 @@ from dopd_vlm.training.parcel import Parcel, pack, unpack
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.types import Sample, ViewName
 
+VIEWS = ("plain", "privileged")
+"""Views that every sample has, and every method is measured in."""
 GPU_WORKERS = 2
 """Workers where the recipe names no number and the model computes elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSample:
-    """A sample with its two encoded prompts, shared by all its rollouts."""
+    """A sample with an encoded prompt for each view, shared by all its rollouts."""
 
     sample: Sample
     prompts: Mapping[ViewName, EncodedPrompt]
 
 
 def encode_sample(state: TrainState, sample: Sample) -> EncodedSample:
-    """Both views' prompts, encoded once. Raises ValueError naming the uid."""
-    return EncodedSample(
-        sample=sample, prompts=encoded_views(state.config, state.student.encoder, sample)
-    )
+    """The prompts of the method's views, encoded once. Raises ValueError naming the uid."""
+    encoder, views = state.student.encoder, state.method.views
+    return EncodedSample(sample=sample, prompts=encoded_views(state.config, encoder, sample, views))
 
 
 def encoded_views(
-    config: RunConfig, encoder: Encoder, sample: Sample
+    config: RunConfig, encoder: Encoder, sample: Sample, views: Sequence[ViewName] = VIEWS
 ) -> dict[ViewName, EncodedPrompt]:
-    """Both views' prompts of a sample. Raises ValueError naming the uid."""
-    pair = build_prompts(sample, config.prompts)
-    views: tuple[ViewName, ...] = ("plain", "privileged")
+    """Prompts of those views of a sample. Raises ValueError naming the uid, or a view that it lacks."""
+    by_view = build_prompts(sample, config.prompts)
     image_cache = encoder.image_cache()
     prompts: dict[ViewName, EncodedPrompt] = {
         view: encode_prompt(
             encoder,
-            pair.view(view),
+            by_view.view(view),
             uid=sample.uid,
             template_kwargs=config.chat.template_kwargs,
             image_cache=image_cache,
@@ -69,7 +69,11 @@ def encoded_views(
 
 
 def encode_row(
-    config: RunConfig, encoder: Encoder, samples: Sequence[Sample], row: int
+    config: RunConfig,
+    encoder: Encoder,
+    samples: Sequence[Sample],
+    row: int,
+    views: Sequence[ViewName] = VIEWS,
 ) -> "EncodedSample | BadRow":
     """The row's sample with its prompts, or why there is none, with the row's uid and file."""
     try:
@@ -77,7 +81,8 @@ def encode_row(
     except ValueError as error:
         return BadRow(row=row, reason=str(error))
     try:
-        return EncodedSample(sample=sample, prompts=encoded_views(config, encoder, sample))
+        prompts = encoded_views(config, encoder, sample, views)
+        return EncodedSample(sample=sample, prompts=prompts)
     except ValueError as error:
         return BadRow(row=row, reason=f"{error}{sample.place}")
 
@@ -118,6 +123,7 @@ class EncodedStream:
         *,
         workers: int,
         ahead: int,
+        views: Sequence[ViewName] = VIEWS,
     ) -> None:
         options: dict[str, Any] = {}
         if workers:
@@ -128,7 +134,7 @@ class EncodedStream:
                 "worker_init_fn": _start_worker,
             }
         loader = DataLoader(
-            _EncodedRows(config, encoder, samples),
+            _EncodedRows(config, encoder, samples, views),
             batch_size=None,
             sampler=order,
             num_workers=workers,
@@ -173,11 +179,17 @@ def num_workers(config: RunConfig, device: torch.device) -> int:
 class _EncodedRows(Dataset):
     """Row number -> encoded sample or BadRow; a worker packs it."""
 
-    def __init__(self, config: RunConfig, encoder: Encoder, samples: Sequence[Sample]) -> None:
-        self._config, self._samples, self._encoder = config, samples, encoder
+    def __init__(
+        self,
+        config: RunConfig,
+        encoder: Encoder,
+        samples: Sequence[Sample],
+        views: Sequence[ViewName],
+    ) -> None:
+        self._config, self._samples, self._encoder, self._views = config, samples, encoder, views
 
     def __getitem__(self, row: int) -> EncodedSample | BadRow | Parcel:
-        item = encode_row(self._config, self._encoder, self._samples, row)
+        item = encode_row(self._config, self._encoder, self._samples, row, self._views)
         return item if get_worker_info() is None else pack(item)
 
 

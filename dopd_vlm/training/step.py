@@ -23,7 +23,7 @@ from dopd_vlm.routing import Counts, Thresholds
 from dopd_vlm.training.metrics import batch_averages, batch_sums
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
-from dopd_vlm.training.targets import MicroBatch, ScoredTarget, batch_thresholds, score_targets
+from dopd_vlm.training.targets import MicroBatch, batch_thresholds, score_targets
 from dopd_vlm.types import Rollout, Sample
 
 
@@ -248,12 +248,12 @@ def micro_batch_loss(
     with state.accelerator.autocast(), recomputing(state):
         hidden = completion_hidden(student, batch, features)
     targets = {
-        "teacher": _loss_target(state, micro.teacher, state.teacher),
-        "self_target": _loss_target(state, micro.self_target, state.self_target),
+        name: Target(hidden=target.hidden, head=target.head, scores=target.scores)
+        for name, target in micro.targets.items()
     }
     return routed_loss(
         Student(hidden=hidden, head=state.head(student)),
-        {name: target for name, target in targets.items() if target is not None},
+        targets,
         batch.completion_ids,
         batch.mask,
         state.method,
@@ -262,14 +262,6 @@ def micro_batch_loss(
         temperature=method.temperature,
         chunk_size=method.chunk_size,
     )
-
-
-def _loss_target(
-    state: TrainState, scored: ScoredTarget | None, policy: Policy | None
-) -> Target | None:
-    if scored is None or policy is None:
-        return None
-    return Target(hidden=scored.hidden, head=state.head(policy), scores=scored.scores)
 
 
 def _check_finite(state: TrainState, micro: MicroBatch, output: LossOutput) -> None:

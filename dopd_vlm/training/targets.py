@@ -1,10 +1,12 @@
-"""The targets' side of a step: micro-batches with what teacher and self-target say, and the thresholds.
+"""The targets' side of a step: micro-batches with what the targets say, and the thresholds.
+
+Each (policy, view) of the method runs once over the completions, whatever number of targets it is a term of.
 
 Shapes: B sequences, T completion tokens, H hidden size.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,18 +17,20 @@ from dopd_vlm.models.encoder import Batch, collate
 from dopd_vlm.models.forward import can_share, completion_hidden
 from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.models.policy import Policy
+from dopd_vlm.routed_loss.head import Head, compose_head, compose_hidden
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
 from dopd_vlm.routing import Thresholds, thresholds
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
-from dopd_vlm.types import Rollout, ViewName
+from dopd_vlm.types import Rollout, Term, ViewName
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredTarget:
-    """One frozen distribution's hidden states [B, T, H] and pass-1 scores on the sampled tokens."""
+    """One frozen distribution: hidden states [B, T, H], head, and pass-1 scores on the sampled tokens."""
 
     hidden: Tensor
+    head: Head
     mask: Tensor
     scores: TargetScores
 
@@ -40,6 +44,7 @@ class ScoredTarget:
         tokens = slice(first, first + int(mask.sum()))
         return ScoredTarget(
             hidden=self.hidden[part, :width],
+            head=self.head,
             mask=mask,
             scores=replace(
                 scores,
@@ -53,13 +58,23 @@ class ScoredTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Sequences of one forward and backward, with what both targets said about them."""
+    """Sequences of one forward and backward, with what the method's targets said about them."""
 
     samples: Sequence[EncodedSample]
     rollouts: Sequence[Rollout]
     batch: Batch
-    teacher: ScoredTarget | None
-    self_target: ScoredTarget | None
+    targets: Mapping[str, ScoredTarget]
+    """By name; those of `Method.used_targets`."""
+
+    @property
+    def teacher(self) -> ScoredTarget | None:
+        """The teacher alone, under its own view; None where the method does not use it."""
+        return self.targets.get("teacher")
+
+    @property
+    def self_target(self) -> ScoredTarget | None:
+        """The self-target alone, as `teacher`."""
+        return self.targets.get("self_target")
 
 
 Row = tuple[EncodedSample, Rollout]
@@ -71,22 +86,19 @@ def score_targets(
     rollouts: Sequence[Rollout],
     features: StepFeatures | None = None,
 ) -> list[MicroBatch]:
-    """Micro-batches with both targets' hidden states and scores, without gradient."""
+    """Micro-batches with the targets' hidden states and scores, without gradient."""
     optim, method = state.config.optim, state.method
+    heads = {name: _head(state, method.terms(name)) for name in method.used_targets}
     per_sample = len(rollouts) // max(1, len(samples))
     rows = [(samples[i // per_sample], rollout) for i, rollout in enumerate(rollouts)]
     rows = arranged(rows, optim.micro_batch_size, method.student_view)
     micro_batches = []
     for start in range(0, len(rows), optim.score_batch_size):
         scored_rows = rows[start : start + optim.score_batch_size]
-        teacher = _target(
-            state, state.teacher, method.teacher_view, method.teacher_top_k, scored_rows, features
-        )
-        view, top_k = method.self_target_view, method.self_target_top_k
-        self_target = _target(state, state.self_target, view, top_k, scored_rows, features)
+        targets = _scored_targets(state, heads, scored_rows, features)
         for first in range(0, len(scored_rows), optim.micro_batch_size):
             part = slice(first, first + optim.micro_batch_size)
-            micro_batches.append(_micro_batch(state, scored_rows[part], part, teacher, self_target))
+            micro_batches.append(_micro_batch(state, scored_rows[part], part, targets))
     return micro_batches
 
 
@@ -120,8 +132,7 @@ def _micro_batch(
     state: TrainState,
     rows: Sequence[Row],
     part: slice,
-    teacher: ScoredTarget | None,
-    self_target: ScoredTarget | None,
+    targets: Mapping[str, ScoredTarget],
 ) -> MicroBatch:
     # Checkpointed layers recompute without a cache: each completion then brings its own prompt.
     share = not state.config.optim.gradient_checkpointing and can_share(state.student)
@@ -130,8 +141,7 @@ def _micro_batch(
         samples=[sample for sample, _ in rows],
         rollouts=[rollout for _, rollout in rows],
         batch=batch,
-        teacher=teacher and teacher.rows(part, batch.mask),
-        self_target=self_target and self_target.rows(part, batch.mask),
+        targets={name: target.rows(part, batch.mask) for name, target in targets.items()},
     )
 
 
@@ -144,30 +154,68 @@ def _batch(rows: Sequence[Row], view: ViewName, pad_id: int, *, share: bool) -> 
     )
 
 
-def _target(
+def _policy(state: TrainState, name: str) -> Policy:
+    policy = {"teacher": state.teacher, "self_target": state.self_target}[name]
+    assert policy is not None, f"the method needs the {name}, which was not loaded"
+    return policy
+
+
+def _head(state: TrainState, terms: Sequence[Term]) -> Head:
+    heads = [state.head(_policy(state, term.policy)) for term in terms]
+    return compose_head([term.coefficient for term in terms], heads)
+
+
+def _scored_targets(
     state: TrainState,
-    policy: Policy | None,
-    view: ViewName,
-    top_k: int | None,
+    heads: Mapping[str, Head],
     rows: Sequence[Row],
     features: StepFeatures | None,
-) -> ScoredTarget | None:
-    if policy is None:
-        return None
+) -> dict[str, ScoredTarget]:
+    """The method's targets on these rows; each (policy, view) runs when the first target needs it."""
+    runs: dict[tuple[str, ViewName], tuple[Tensor, Batch]] = {}
+    targets = {}
+    for name, head in heads.items():
+        terms = state.method.terms(name)
+        for term in terms:
+            if (term.policy, term.view) not in runs:
+                policy = _policy(state, term.policy)
+                runs[term.policy, term.view] = _run(state, policy, term.view, rows, features)
+        pairs = [runs[term.policy, term.view] for term in terms]
+        composed = compose_hidden(
+            [term.coefficient for term in terms],
+            [hidden for hidden, _ in pairs],
+            [state.head(_policy(state, term.policy)) for term in terms],
+        )
+        targets[name] = _scored(state, name, composed, head, pairs[0][1])
+    return targets
+
+
+@torch.no_grad()
+def _run(
+    state: TrainState,
+    policy: Policy,
+    view: ViewName,
+    rows: Sequence[Row],
+    features: StepFeatures | None,
+) -> tuple[Tensor, Batch]:
     batch = _batch(rows, view, state.student.pad_id, share=can_share(policy)).to(policy.device)
-    with torch.no_grad(), state.accelerator.autocast():
-        hidden = completion_hidden(policy, batch, features)
+    with state.accelerator.autocast():
+        return completion_hidden(policy, batch, features), batch
+
+
+def _scored(state: TrainState, name: str, hidden: Tensor, head: Head, batch: Batch) -> ScoredTarget:
+    method = state.config.method
     scores = target_scores(
         hidden,
-        state.head(policy),
+        head,
         batch.completion_ids,
         batch.mask,
-        top_k=top_k,
-        temperature=state.config.method.temperature,
+        top_k=state.method.top_k(name),
+        temperature=method.temperature,
         vocab_size=state.vocab_size,
-        chunk_size=state.config.method.chunk_size,
+        chunk_size=method.chunk_size,
     )
-    return ScoredTarget(hidden=hidden, mask=batch.mask.cpu(), scores=scores)
+    return ScoredTarget(hidden=hidden, head=head, mask=batch.mask.cpu(), scores=scores)
 
 
 def batch_thresholds(

@@ -2,6 +2,8 @@
 
 import pickle
 import re
+import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from dopd_vlm.config import (
     RolloutConfig,
     RunConfig,
 )
+from dopd_vlm.data import coords
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.models import families
 from dopd_vlm.models.encoder import collate, encode_prompt
@@ -29,6 +32,7 @@ from dopd_vlm.models.policy import load_policy, output_head
 from dopd_vlm.prompts import build_prompts
 from dopd_vlm.rollout.own import generate
 from dopd_vlm.train import train
+from dopd_vlm.training.build import check_coords
 from dopd_vlm.types import Sample
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -168,7 +172,10 @@ def test_two_steps_evaluation_and_a_plain_checkpoint(name, tmp_path):
         optim=OptimConfig(max_steps=2, batch_size=2, micro_batch_size=3, learning_rate=1e-3),
         data=DataConfig(train="memory"), method=MethodConfig(name="dopd", top_k=16),
     )  # fmt: skip
-    run = train(config, samples(name))
+    # The recipe's default numbers for places are not those of these two.
+    is_told = name in ("qwen2_5_vl", "llava_onevision")
+    with pytest.warns(UserWarning, match=r"set data\.coords=") if is_told else nullcontext():
+        run = train(config, samples(name))
     assert run.step == 2
     auto = AutoModelForImageTextToText if FAMILIES[name].is_visual else AutoModelForCausalLM
     again = auto.from_pretrained(run.run_dir / "checkpoint")
@@ -179,6 +186,30 @@ def test_two_steps_evaluation_and_a_plain_checkpoint(name, tmp_path):
         ModelConfig(path=str(run.run_dir / "checkpoint")), device="cpu", trainable=False
     )
     assert evaluate(student, "shapes", samples=samples(name)).n == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "forms", "told"),
+    [
+        ("llava_onevision", "qwen3", ["boxes"], "norm1"),
+        ("qwen2_5_vl", "qwen3", [("boxes", "both")], "qwen2_5"),
+        ("qwen2_vl", "qwen3", ["boxes"], None),  # two names for the same numbers
+        ("llava_onevision", "qwen3", [("boxes", "drawn")], None),
+        ("smolvlm", "qwen3", ["boxes"], None),
+    ],
+)
+def test_places_in_another_family_s_numbers_are_told(name, numbers, forms, told):
+    family = tiny_families.policy(name).family
+    data = DataConfig(train="memory", coords=numbers, annotations=forms)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_coords(data, family)
+    assert [f"set data.coords={told}" in str(w.message) for w in caught] == [True] * bool(told)
+
+
+def test_every_family_s_coords_are_known_ones():
+    for family in families.FAMILIES:
+        assert set(family.coords) <= set(coords.FAMILIES), family.name
 
 
 def test_an_unknown_family_is_refused_at_load_and_a_record_lets_it_in(tmp_path, monkeypatch):

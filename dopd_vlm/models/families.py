@@ -39,8 +39,9 @@ class Family:
     """Whether image tokens stand on time, height and width (`get_rope_index`)."""
     marker_ids: tuple[str, ...] = ("image_token_id",)
     """Config fields with ids that stand for images; they are never sampled."""
-    coords: str = "norm1"
-    """The numbers its models write for places in an image: a family of data/coords.py."""
+    coords: tuple[str, ...] = ()
+    """Names of data/coords.py for the numbers that its models write for places in an image; empty where none
+    are known, and any will do."""
     can_share_prompts: bool = True
     """Whether a completion may read the keys and values of its prompt's own forward."""
 
@@ -60,7 +61,11 @@ def _tokens_of_tiles(
 QWEN_MARKERS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
-def _qwen(name: str, model_types: tuple[str, ...], coords: str) -> Family:
+PER_MILLE = ("qwen2", "qwen3")
+"""Two names for the same numbers, 0..1000."""
+
+
+def _qwen(name: str, model_types: tuple[str, ...], coords: tuple[str, ...]) -> Family:
     return Family(
         name=name,
         model_types=model_types,
@@ -73,14 +78,14 @@ def _qwen(name: str, model_types: tuple[str, ...], coords: str) -> Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    _qwen("Qwen2-VL", ("qwen2_vl",), "qwen2"),
-    _qwen("Qwen2.5-VL", ("qwen2_5_vl",), "qwen2_5"),
-    _qwen("Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), "qwen3"),
+    _qwen("Qwen2-VL", ("qwen2_vl",), PER_MILLE),
+    _qwen("Qwen2.5-VL", ("qwen2_5_vl",), ("qwen2_5",)),
+    _qwen("Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), PER_MILLE),
     Family(
         name="InternVL3",
         model_types=("internvl",),
         count_image_tokens=partial(_tokens_of_tiles, length="image_seq_length", axis=0),
-        coords="qwen3",  # its boxes are 0..1000, too
+        coords=PER_MILLE,
     ),
     Family(
         name="Gemma 3",
@@ -94,6 +99,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="LLaVA-OneVision",
         model_types=("llava_onevision",),
+        coords=("norm1",),
         marker_ids=("image_token_id", "video_token_id"),
     ),
     Family(

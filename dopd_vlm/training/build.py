@@ -1,6 +1,7 @@
 """A run's parts from its recipe: processes, models, method, optimizer, and where it writes."""
 
 import copy
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from transformers import get_cosine_schedule_with_warmup
 
-from dopd_vlm.config import RunConfig
+from dopd_vlm.config import DataConfig, RunConfig
 from dopd_vlm.distributed import process_state
 from dopd_vlm.methods import Method, configured_method
+from dopd_vlm.models.families import Family
 from dopd_vlm.models.policy import (
     Policy,
     add_lora,
@@ -52,6 +54,7 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
     checkpoint = last_checkpoint(run_dir) if config.resume else None
     device = accelerator.device
     student = load_student(config, device, checkpoint)
+    check_coords(config.data, student.family)
     teacher = (
         load_policy(config.teacher, device=device, trainable=False)
         if method.needs_teacher
@@ -79,6 +82,17 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
     if checkpoint is not None:
         load_trainer_(state, checkpoint)
     return state
+
+
+def check_coords(data: DataConfig, family: Family) -> None:
+    """Warns where places stand in the text in other numbers than the family's models write."""
+    in_text = [one for one in data.annotations if isinstance(one, str) or one[1] != "drawn"]
+    if in_text and family.coords and data.coords not in family.coords:
+        warnings.warn(
+            f"data.coords={data.coords!r}: {family.name} writes places as {family.coords[-1]}; "
+            f"set data.coords={family.coords[-1]}",
+            stacklevel=2,
+        )
 
 
 def load_student(config: RunConfig, device: torch.device, checkpoint: Path | None) -> Policy:

@@ -210,6 +210,8 @@ def _lead(text: str, choices: Mapping[str, str]) -> str | None:
         return None
     if match[1] == "A" and text[1:2] == ":" and option_texts(choices):
         return None  # "A:" is short for "Answer:"
+    if len(set(re.findall(rf"\(([{letters}])\)", text))) > 1:
+        return None  # (A) x (B) y: the options again
     letter, others = _in_order(match[1], letters), rf"^[ \t]*{item(letters)}[).:]\s+\S"
     is_list = len(re.findall(others, text, re.MULTILINE)) > 1
     return None if is_list or _names_other(text[match.end(1) :], letter, choices) else letter
@@ -251,7 +253,8 @@ def _paren(text: str, letters: str, is_set: bool) -> str | None:
         if not is_ruled_out(text, match.start(), match.end())
     ]
     group = "".join(dict.fromkeys(named))
-    return group if len(group) == 1 or (is_set and group) else None
+    is_list = is_set and len(group) < len(letters)
+    return group if len(group) == 1 or (is_list and group) else None
 
 
 def _only_list(text: str, letters: str) -> str | None:

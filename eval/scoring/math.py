@@ -17,6 +17,7 @@ from dopd_vlm.types import Sample
 
 from .answers import Score, final_answer, unread
 from .markup import declared_values, mark_declared
+from .quantity import read_quantity
 
 START_SECONDS = 120.0
 """The worker imports sympy first, which takes long on a busy machine."""
@@ -126,6 +127,8 @@ def _formula(text: str) -> str:
     declared = re.findall(r"\banswer\b[^:\n.]{0,60}?(?:\sis\b|:|=)\s*([^\n]+)", text, re.IGNORECASE)
     sentence = declared[-1] if declared else re.split(r"(?<=[^\d][.!?])\s+|\n", text.strip())[-1]
     sentence = sentence.strip().rstrip(".")
+    if "$" not in sentence and read_quantity(sentence):
+        return sentence  # with its unit, and sqrt(2) without LaTeX
     if not re.search(
         r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|so|it|is|we|to|of|or|by|an|in|at|no)(?![A-Za-z])", sentence
     ):

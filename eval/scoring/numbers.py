@@ -199,9 +199,11 @@ def _candidates(value: str, is_whole: bool) -> Iterator[str]:
     head = HEAD.split(sentence, maxsplit=1)[0]
     for part in (sentence, head, LINK.split(sentence)[-1], HEAD.split(LINK.split(sentence)[-1])[0]):
         yield re.split(r"[=\u2248]|\\approx", part)[-1]
-    leading = NUMERAL.match(LEADING.sub("", sentence.strip()))
+    opening = LEADING.sub("", sentence.strip())
+    leading = NUMERAL.match(opening)
     if leading and not APART.search(sentence):
-        yield leading[0]
+        is_alone = re.match(r"\s+[A-Za-z]|[.,]?$|[.,]\s+[A-Za-z]", opening[leading.end() :])
+        yield leading[0] if is_alone else ""
     numerals = _numerals(sentence)
     if len(numerals) == 1 and not APART.search(sentence):
         yield numerals[0]

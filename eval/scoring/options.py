@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from .answers import normal
 from .markup import CLOSE, OPEN, plain
 from .negation import turns
+from .quantity import read_quantity
 
 LISTED = (
     r"\(([A-J])\)[ \t]*([^\n(]*)",
@@ -45,6 +46,9 @@ def option_texts(choices: Mapping[str, str]) -> dict[str, str]:
 def equal_option(value: str, texts: Mapping[str, str]) -> str | None:
     value = _key(value)
     same = [letter for letter, option in texts.items() if _key(option) == value]
+    if not same and (quantity := read_quantity(value)):
+        others = {letter: read_quantity(option) for letter, option in texts.items()}
+        same = [letter for letter, other in others.items() if other == quantity]
     return same[0] if len(same) == 1 and value else None
 
 
@@ -66,7 +70,7 @@ def declared_option(text: str, choices: Mapping[str, str]) -> str | None:
 
 def leading_option(text: str, choices: Mapping[str, str]) -> str | None:
     """The option that stands alone before the first comma, stop or line break: "No, it is round"."""
-    head = re.match(r"[^.,:;!\n]+(?=[.,:;!]|\n)", text)
+    head = re.match(r"[^.,:;!\n]+(?=[.,:;!]\s|\n)", text)
     return equal_option(head[0], option_texts(choices)) if head else None
 
 

@@ -12,7 +12,7 @@ from .quantity import read_quantity
 
 CUE = re.compile(
     rf"{OPEN}([^{CLOSE}]*){CLOSE}|^[ \t]*####[ \t]*(\S[^\n]*)\s*\Z|"
-    r"\banswers?\b(?:[^:\n.]{0,60}?\s(?:is|are)\b|\s*[:=]|\s)\s*:?\s*((?:(?!\banswer\b)[^\n])+)",
+    rf"\banswers?\b(?:[^:\n.]{{0,60}}?\s(?:is|are)\b|\s*[:=]|\s)\s*:?\s*((?:(?!\banswer\b)[^\n{OPEN}])+)",
     re.IGNORECASE | re.MULTILINE,
 )
 CLAUSE = re.compile(r"[.!?;,:(](?:\s|$)|\n|\s(?:because|since|which|as)\s", re.IGNORECASE)

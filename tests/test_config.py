@@ -1,12 +1,12 @@
 """Recipes: all of them load; overrides; unknown and wrong values name themselves."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dopd_vlm.config import read_config, to_yaml
+from dopd_vlm.scripts.main import main
+from dopd_vlm.scripts.wiring.command_line import recipe_names
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
@@ -58,23 +58,19 @@ def test_a_wrong_override_names_field_value_and_what_is_allowed(override, messag
         read_config(RECIPES[0], [override])
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_dry_run_resolves_data_and_prompts_without_a_model(path):
-    done = subprocess.run(
-        [sys.executable, "scripts/train.py", str(path), "--dry-run", "data.limit=20"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "would take" in done.stdout and "Reference:" in done.stdout
+@pytest.mark.parametrize("name", recipe_names())
+def test_dry_run_resolves_data_and_prompts_without_a_model(name, capsys):
+    assert main(["train", name, "--dry-run", "data.limit=20"]) == 0
+    printed = capsys.readouterr().out
+    assert "would take" in printed and "Reference:" in printed
 
 
-def test_an_unknown_method_or_annotation_exits_2_naming_near_ones():
-    for override, near in (("method.name=dpod", "dopd"), ("data.annotations=[boxs]", "boxes")):
-        done = subprocess.run(
-            [sys.executable, "scripts/train.py", str(RECIPES[0]), "--dry-run", override],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 2 and near in done.stdout, done.stdout + done.stderr
+@pytest.mark.parametrize(
+    ("override", "near"), [("method.name=dpod", "dopd"), ("data.annotations=[boxs]", "boxes")]
+)
+def test_an_unknown_method_or_annotation_exits_2_naming_near_ones(override, near, capsys):
+    assert main(["train", "demo", "--dry-run", override]) == 2
+    assert near in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,8 @@ def test_the_first_request_leaves_before_all_images_are_encoded() -> None:
         started = time.monotonic()
         where = Endpoint(url=url, model="small", max_concurrent=16)
         assert evaluate(where, TASK, samples=asked).accuracy == 1.0
-    assert min(times) - started < 2.0
+    # Two seconds; on a busy machine, where one image takes as long, still a small part of all.
+    assert min(times) - started < max(2.0, 0.1 * (max(times) - started))
 
 
 def test_an_image_is_encoded_once_for_all_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:

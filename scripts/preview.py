@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dopd_vlm.config import RunConfig, read_config
+from dopd_vlm.config import ModelConfig, RunConfig, read_config
 from dopd_vlm.data.annotations.registry import forms, type_names
 from dopd_vlm.data.coords import resized_size
 from dopd_vlm.data.formats.importers import IMPORTERS, import_folder
 from dopd_vlm.data.preview import Prompts, ShownToken, preview_page, readable_prompts
-from dopd_vlm.data.views import AnnotationChoice, make_samples
+from dopd_vlm.data.views import AnnotationChoice, Skipped, make_samples
 from dopd_vlm.prompts import PromptTemplate, build_prompts
 from dopd_vlm.scripts.wiring.command_line import (
     add_plugin_option,
@@ -34,6 +34,7 @@ from dopd_vlm.scripts.wiring.command_line import (
     load_plugins,
     recipe_path,
 )  # fmt: skip
+from dopd_vlm.scripts.wiring.row_check import load_reader
 from dopd_vlm.scripts.wiring.samples import local_path, resolved, rows_of, score_answer
 from dopd_vlm.types import Message, Sample
 
@@ -142,6 +143,9 @@ def _page(options: argparse.Namespace) -> tuple[str, tuple[int, int]]:
     samples, skipped = make_samples(
         subject.rows, subject.annotations, coords=subject.coords, resize=resize
     )
+    if processor is not None and subject.model is not None:
+        samples, unreadable = _readable(samples, subject.model, subject.template)
+        skipped += unreadable
     prompts = [
         rendered(sample, processor, subject.template, subject.template_kwargs)
         if processor
@@ -159,6 +163,21 @@ def _page(options: argparse.Namespace) -> tuple[str, tuple[int, int]]:
         ]
     page = preview_page(subject.title, samples, prompts, skipped, pages)
     return page, (len(samples), len(skipped))
+
+
+def _readable(
+    samples: Sequence[Sample], model: str, template: PromptTemplate
+) -> tuple[list[Sample], list[Skipped]]:
+    """The samples that the model can take, and why it cannot take each other one."""
+    reader = load_reader(ModelConfig(path=model), template)
+    problems = [reader.problem(sample) if reader else None for sample in samples]
+    pairs = list(zip(samples, problems, strict=True))
+    bad = [
+        Skipped(uid=sample.uid, file=str(sample.source.get("file") or ""), reason=problem)
+        for sample, problem in pairs
+        if problem is not None
+    ]
+    return [sample for sample, problem in pairs if problem is None], bad
 
 
 def _trained_on(sample: Sample, prompt: Sequence[int], tokenizer: Any) -> tuple[ShownToken, ...]:

@@ -139,7 +139,8 @@ def answer_problem(
         if kind not in PROGRAMS or not sample.answer.strip():
             row_scorer(answer_type, options or {})(SOME_ANSWER, sample)
     except Exception as error:  # a scorer may raise anything for an answer it cannot read
-        return f"{error}{sample.place}"
+        name = f"sample {sample.uid!r}: "
+        return f"{name}{str(error).removeprefix(name)}{sample.place}"
     return None
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from dopd_vlm.errors import unknown
 from dopd_vlm.prompts import PromptTemplate
+from dopd_vlm.types import Sampling
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -114,28 +115,33 @@ class ChatConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
-    """Sampling of the student's completions; the paper states only the number."""
+class RolloutConfig(Sampling):
+    """Sampling of the student's completions; the paper states only the number.
+
+    The fields of `Sampling` with other defaults, and who samples.
+    """
 
     num_generations: int = 4
     """Completions per prompt."""
-    max_completion_length: int = 1024
-    """Tokens after which a completion is cut."""
     temperature: float = 1.0
-    """Sampling temperature; the loss has its own."""
-    top_p: float = 1.0
-    """Nucleus mass; 1 is off."""
-    top_k: int = 0
-    """Sample among the k most probable tokens; 0 is off. Not the divergence's top-K."""
+    """Sampling temperature, above 0; the loss has its own."""
+    engine: str = "own"
+    """Who samples: a name in dopd_vlm.rollout.engines.ENGINES."""
     batch_size: int = 64
-    """Prompts generated at once, per process."""
+    """Prompts generated at once, per process (own engine)."""
 
     def __post_init__(self) -> None:
-        counts = "num_generations max_completion_length batch_size"
-        _require_each(self, "rollout.", counts, *_at_least(1))
-        _require_each(self, "rollout.", "top_k", *_at_least(0))
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ValueError(f"rollout.{error}") from error
+        _require_each(self, "rollout.", "batch_size", *_at_least(1))
         _require_each(self, "rollout.", "temperature", *_above(0))
-        _require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "in (0, 1]")
+
+    def sampling(self, **changes: Any) -> Sampling:
+        """The settings of a draw alone, with `changes`."""
+        settings = {entry.name: getattr(self, entry.name) for entry in fields(Sampling)}
+        return Sampling(**{**settings, **changes})
 
 
 @dataclass(frozen=True, kw_only=True)

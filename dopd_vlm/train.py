@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
@@ -220,10 +220,11 @@ class Loop:
         """This process's share of the step's rows, encoded; a good row stands in for each bad one."""
         size = self.state.config.optim.batch_size
         places = self.share(range(self.state.step * size, (self.state.step + 1) * size))
-        return [
+        rows = [
             item if isinstance(item, EncodedSample) else self.stand_in(item, place)
             for item, place in zip(self.stream.take(len(places)), places, strict=True)
         ]
+        return [replace(row, place=place) for row, place in zip(rows, places, strict=True)]
 
     def stand_in(self, bad: BadRow, place: int) -> EncodedSample:
         """A good row in place of a bad one, which is recorded, so that steps keep their size."""

@@ -97,6 +97,68 @@ def _named(views: Mapping[str, Any], name: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How completions are drawn, in training, probes and evaluation; the defaults are one greedy one.
+
+    The distribution changes in vLLM's order, so that engines agree: penalties, temperature, min_p, top_k,
+    top_p. Names are TRL's.
+    """
+
+    num_generations: int = 1
+    """Completions per prompt (n)."""
+    max_completion_length: int = 1024
+    """New tokens after which a completion is cut."""
+    temperature: float = 0.0
+    """Logits are divided by it; 0 takes the most probable token."""
+    top_p: float = 1.0
+    """Smallest set of tokens whose probabilities reach it; 1 is off."""
+    top_k: int = 0
+    """The k most probable tokens; 0 is off. Not the divergence's top-K."""
+    min_p: float = 0.0
+    """Tokens of at least this share of the greatest probability; 0 is off."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of a token that the completion holds; 0 is off."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of a token once for each time that the completion holds it; 0 is off."""
+    repetition_penalty: float = 1.0
+    """A token of prompt or completion: its logit divided by this, or times it below 0; 1 is off."""
+    stop: tuple[str, ...] = ()
+    """Texts at the first of which a completion ends."""
+    seed: int = 0
+    """Of the draws, together with each prompt's uid and number and the place among its completions."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(isinstance(t, str) and t for t in self.stop):
+            raise ValueError(f"stop={self.stop!r} must be a list of texts, none empty")
+        object.__setattr__(self, "stop", tuple(self.stop))  # a list in YAML
+        for name, is_allowed, allowed in (
+            ("num_generations", self.num_generations >= 1, "at least 1"),
+            ("max_completion_length", self.max_completion_length >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "must not be negative"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("presence_penalty", abs(self.presence_penalty) <= 2, "in [-2, 2]"),
+            ("frequency_penalty", abs(self.frequency_penalty) <= 2, "in [-2, 2]"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("seed", self.seed >= 0, "at least 0"),
+        ):
+            if not is_allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: {allowed}")
+        if self.num_generations > 1 and self.temperature == 0:
+            raise ValueError(
+                f"num_generations={self.num_generations} greedy completions would all be the same: "
+                "set a temperature above 0"
+            )
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether what was generated changes the distribution of what follows."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+        return penalties != (0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """One sampled completion; its ids travel as sampled and are never decoded and encoded again."""
 
@@ -106,6 +168,8 @@ class Rollout:
     sampler_logp: "torch.Tensor"
     """fp32 [T], log-prob in nats of each token under the distribution that was sampled from."""
     finish_reason: Literal["stop", "length"]
+    policy_version: int = 0
+    """Optimizer steps behind the weights that it was sampled from."""
 
 
 class Regime(IntEnum):

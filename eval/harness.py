@@ -5,11 +5,10 @@ returns the same Results and the first one writes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from rich.progress import Progress
 
@@ -18,12 +17,13 @@ from dopd_vlm.distributed import process_state
 from dopd_vlm.endpoint import Endpoint
 from dopd_vlm.errors import unknown
 from dopd_vlm.models.policy import Policy, load_policy
-from dopd_vlm.types import Sample, ViewName
+from dopd_vlm.rollout import OwnEngine, RolloutEngine
+from dopd_vlm.types import Sample, Sampling, ViewName
 
-from .benchmarks.benchmark import Benchmark, Generation, load_benchmark
+from .benchmarks.benchmark import Benchmark, load_benchmark
 from .completions.complete import Source, complete_all
 from .completions.endpoint import IMAGE_FORMATS, endpoint_ask, endpoint_name
-from .completions.generators import Generate, halving, local_generator
+from .completions.generators import Generate, engine_generator, halving
 from .completions.judge import Judge, judge_store, judge_summary
 from .completions.records import scored
 from .completions.requests import (
@@ -48,8 +48,7 @@ class Job:
     task: Benchmark
     view: ViewName
     samples: Sequence[Sample]
-    generation: Generation
-    seed: int
+    sampling: Sampling
     num_samples: int
     """Questions before `limit`."""
 
@@ -69,7 +68,8 @@ def evaluate(
     limit: int | None = None,
     out: str | Path | None = None,
     batch_size: int = 32,
-    seed: int = 0,
+    seed: int | None = None,
+    engine: RolloutEngine | None = None,
     generate: Generate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     image_format: str = "png",
@@ -89,7 +89,9 @@ def evaluate(
         out: folder of the samples and results files; a second run there goes on where one was
             killed and ends with the same files. None writes nothing.
         batch_size: prompts generated at once; halved while memory does not suffice.
-        seed: of sampled completions; greedy ones do not depend on it.
+        seed: of sampled completions, in place of the benchmark's; greedy ones do not depend on it.
+        engine: samples completions of the local model, under the weights that it holds; None
+            samples from the model itself.
         generate: makes completions in place of the local model, which is then only a name.
         template_kwargs: given to the chat template.
         image_format: how images travel to an endpoint, `png` (every pixel) or `jpeg`.
@@ -103,15 +105,23 @@ def evaluate(
     task = load_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
     chosen = list(samples or ())[:limit]
     _check(task, view, chosen)
+    seeded = {} if seed is None else {"seed": seed}
     job = Job(
         task=task,
         view=view,
         samples=chosen,
-        generation=replace(task.generation, **_checked_settings(generation or {})),
-        seed=seed,
+        sampling=replace(task.generation, **_checked_settings(generation or {}), **seeded),
         num_samples=len(samples or ()),
     )
-    source = _source(model, generate, template_kwargs, image_format, pixels, process_state())
+    source = _source(
+        model,
+        engine,
+        generate,
+        template_kwargs,
+        image_format=image_format,
+        pixels=pixels,
+        batch_size=batch_size,
+    )
     return _run(job, source, Path(out) if out else None, batch_size, judge, progress)
 
 
@@ -129,16 +139,14 @@ def _run(
         job.task,
         job.samples,
         view=job.view,
-        generation=job.generation,
+        sampling=job.sampling,
         model_hash=source.fingerprint,
-        seed=job.seed,
     )
     mine = [r for r in requests if r.doc_id % state.num_processes == state.process_index]
     completions = complete_all(
         source,
         mine,
-        job.generation,
-        seed=job.seed,
+        job.sampling,
         batch_size=batch_size,
         store=store,
         progress=progress,
@@ -193,11 +201,13 @@ def _write(found: Results, records: Sequence[Record], store: SampleStore) -> Non
 
 def _source(
     model: str | Policy | Endpoint,
+    engine: RolloutEngine | None,
     generate: Generate | None,
     template_kwargs: Mapping[str, Any] | None,
+    *,
     image_format: str,
     pixels: tuple[int, int] | None,
-    state: PartialState,
+    batch_size: int,
 ) -> Source:
     if isinstance(model, Endpoint):
         return _remote(model, template_kwargs, image_format, pixels)
@@ -205,10 +215,12 @@ def _source(
         name = model if isinstance(model, str) else model.path
         return Source(complete=halving(generate), name=name, fingerprint=digest(name))
     if isinstance(model, str):
-        model = load_policy(ModelConfig(path=model), device=state.device or "cpu", trainable=False)
+        device = process_state().device or "cpu"
+        model = load_policy(ModelConfig(path=model), device=device, trainable=False)
     model = model if pixels is None else with_pixels(model, pixels)
+    engine = engine or OwnEngine(model, batch_size=batch_size)
     return Source(
-        complete=halving(local_generator(model, template_kwargs)),
+        complete=halving(engine_generator(engine, model.encoder, template_kwargs)),
         name=model.path,
         fingerprint=model_fingerprint(model, template_kwargs),
         settings={
@@ -240,8 +252,8 @@ def _remote(
 
 def _settings(job: Job, source: Source) -> dict[str, Any]:
     return {
-        "gen_config": {**asdict(job.generation), "stop": list(job.generation.stop)},
-        "seed": job.seed,
+        "gen_config": {**asdict(job.sampling), "stop": list(job.sampling.stop)},
+        "seed": job.sampling.seed,
         "prompts": asdict(job.task.prompts),
         "prompt_template_sha": digest(asdict(job.task.prompts)),
         "answer_type": job.task.answer_type,
@@ -256,7 +268,7 @@ def _settings(job: Job, source: Source) -> dict[str, Any]:
 
 
 def _checked_settings(generation: Mapping[str, Any]) -> Mapping[str, Any]:
-    known = set(asdict(Generation()))
+    known = {entry.name for entry in fields(Sampling)}
     for name in generation.keys() - known:
         raise unknown("generation setting", name, sorted(known))
     return generation

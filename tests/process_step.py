@@ -6,12 +6,14 @@ SHARES, e.g. 3,0 or 2,1, is how many of the three samples each process takes, in
 """
 
 import sys
+from dataclasses import replace
 
 import torch
+from accelerate.utils import gather_object
 from test_step import UIDS, make_rollouts, make_samples, make_state
 
 from dopd_vlm.tracking.observer import privilege_probe
-from dopd_vlm.training.step import Clock, distil_step
+from dopd_vlm.training.step import Clock, distil_step, roll_out
 
 
 def main(out: str, name: str, micro: str, shares: str) -> None:
@@ -33,10 +35,15 @@ def main(out: str, name: str, micro: str, shares: str) -> None:
     )
     rollouts = make_rollouts()[2 * mine.start : 2 * mine.stop]
     samples = make_samples(state)[mine]
+    placed = [replace(sample, place=mine.start + i) for i, sample in enumerate(samples)]
+    drawn = [(r.uid, r.completion_ids.tolist()) for r in roll_out(state, placed)]
+    drawn = gather_object(drawn) if len(counts) > 1 else drawn
     probe = privilege_probe(state, samples, lambda _, sample: UIDS.index(sample.uid))
     output = distil_step(state, samples, rollouts, Clock())
     if accelerator.is_main_process:
-        torch.save({"gradients": caught, "metrics": {**output.metrics, **probe}}, out)
+        torch.save(
+            {"gradients": caught, "metrics": {**output.metrics, **probe}, "drawn": drawn}, out
+        )
     accelerator.end_training()
 
 

@@ -169,3 +169,45 @@ def dense_routed_loss(student, targets, scored, ids, mask, method, limits=None, 
         values[at] = value.detach()
         loss = loss + route.weight * value / (int(mask[at[0]].sum()) * (count or len(mask)))
     return loss, values, regimes
+
+
+def sampled_probs(
+    logits, prompt_ids, completion_ids, *, temperature, top_p, top_k, min_p, presence, frequency, repetition
+):  # fmt: skip
+    """The distribution of the next token: penalties, temperature, min_p, top_k, top_p, in this order."""
+    scores = list(logits)
+    for token in range(len(scores)):
+        if token in prompt_ids or token in completion_ids:
+            scores[token] = (
+                scores[token] / repetition if scores[token] > 0 else scores[token] * repetition
+            )
+        scores[token] -= frequency * completion_ids.count(token)
+        scores[token] -= presence * (token in completion_ids)
+        scores[token] /= temperature
+    probs = _softmax(scores)
+    probs = [p if p >= min_p * max(probs) else 0.0 for p in probs]
+    order = sorted(range(len(probs)), key=lambda token: -probs[token])
+    probs = [p if token in order[:top_k] else 0.0 for token, p in enumerate(probs)]
+    total, reached, nucleus = math.fsum(probs), 0.0, set()
+    for token in order:
+        if reached < top_p * total:
+            nucleus.add(token)
+        reached += probs[token]
+    probs = [p if token in nucleus else 0.0 for token, p in enumerate(probs)]
+    return [p / math.fsum(probs) for p in probs]
+
+
+def drawn_token(probs, noise):
+    """The first token at which the cumulated probability exceeds the uniform number."""
+    reached = 0.0
+    for token, prob in enumerate(probs):
+        reached += prob
+        if reached > noise:
+            return token
+    raise AssertionError("probabilities do not reach 1")
+
+
+def _softmax(scores):
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    return [weight / math.fsum(weights) for weight in weights]

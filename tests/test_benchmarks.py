@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dopd_vlm.eval.benchmarks.benchmark import SUITES, Generation, benchmark_names, load_benchmark
+from dopd_vlm.eval.benchmarks.benchmark import SUITES, benchmark_names, load_benchmark
+from dopd_vlm.types import Sampling
 
 
 @pytest.mark.parametrize("name", benchmark_names())
@@ -80,7 +81,7 @@ def test_unknown_task_names_near_ones() -> None:
 
 def test_several_greedy_completions_are_refused() -> None:
     with pytest.raises(ValueError, match="temperature above 0"):
-        Generation(num_generations=2)
+        Sampling(num_generations=2)
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from dopd_vlm.config import ModelConfig
 from dopd_vlm.data.embedded.sets import embedded_model, embedded_rows
 from dopd_vlm.data.views import make_samples
 from dopd_vlm.endpoint import Endpoint
-from dopd_vlm.eval.benchmarks.benchmark import Benchmark, Generation, load_benchmark
+from dopd_vlm.eval.benchmarks.benchmark import Benchmark, load_benchmark
 from dopd_vlm.eval.completions.endpoint import ImageUris, decoding_fields
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.models.policy import load_policy
-from dopd_vlm.types import Sample, View
+from dopd_vlm.types import Sample, Sampling, View
 
 TASK = Benchmark(name="sums", description="d", rows="r", answer_type="number")
 SLOW_SERVER_S = 0.4
@@ -201,11 +201,11 @@ def test_pictures_travel_as_they_are_and_seeds_differ() -> None:
     assert head == "data:image/png;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == picture.tobytes()
     assert turn["content"][1] == {"type": "text", "text": "what?"}
-    sampled = Generation(temperature=0.7, top_p=0.9, top_k=20, num_generations=2)
+    sampled = Sampling(temperature=0.7, top_p=0.9, top_k=20, num_generations=2)
     assert decoding_fields(sampled) == {
         "max_tokens": 1024, "temperature": 0.7, "top_p": 0.9, "top_k": 20,
     }  # fmt: skip
-    assert decoding_fields(Generation()) == {"max_tokens": 1024, "temperature": 0.0}
+    assert decoding_fields(Sampling()) == {"max_tokens": 1024, "temperature": 0.0}
     with server(right) as (url, bodies):
         evaluate(
             Endpoint(url=url, model="small"),

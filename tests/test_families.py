@@ -30,10 +30,10 @@ from dopd_vlm.models.families import Family, family_of, register
 from dopd_vlm.models.forward import can_share, completion_hidden
 from dopd_vlm.models.policy import load_policy, output_head
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.rollout.own import generate
+from dopd_vlm.rollout import generate
 from dopd_vlm.train import train
 from dopd_vlm.training.build import check_coords
-from dopd_vlm.types import Sample
+from dopd_vlm.types import Sample, Sampling
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 visual_families = pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if f.is_visual])
@@ -147,7 +147,7 @@ def test_an_encoder_needs_no_model_and_travels_to_other_processes(name):
 @every_family
 def test_greedy_rollouts_are_the_whole_forward_s_choice(name):
     policy, prompts = tiny_families.policy(name), encoded(name)
-    rollouts = generate(policy, prompts, max_completion_length=20, temperature=0.0)
+    rollouts = generate(policy, prompts, Sampling(max_completion_length=20))
     ids = [rollout.completion_ids for rollout in rollouts]
     with torch.no_grad():
         batch = collate(prompts, ids, pad_id=policy.pad_id, share=False)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,16 @@ import tiny
 import torch
 from rich.console import Console
 
-from dopd_vlm.eval.benchmarks.benchmark import Benchmark, Generation, load_benchmark
-from dopd_vlm.eval.completions.generators import FAILED, Completion, local_generator
+from dopd_vlm.eval.benchmarks.benchmark import Benchmark, load_benchmark
+from dopd_vlm.eval.completions.generators import FAILED, Completion, engine_generator
 from dopd_vlm.eval.completions.requests import make_requests, model_fingerprint
 from dopd_vlm.eval.completions.store import SampleStore
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results import tables as report
 from dopd_vlm.eval.results.results import privilege_gap, read_results, results_json, write_results
 from dopd_vlm.eval.results.stats import mean
-from dopd_vlm.types import Sample, View
+from dopd_vlm.rollout import OwnEngine
+from dopd_vlm.types import Sample, Sampling, View
 
 TASK = Benchmark(
     name="sums", description="d", rows="r", answer_type="number", category="kind", cluster="picture"
@@ -52,14 +54,13 @@ class Fake:
         self.batches: list[int] = []
         self.kill_at, self.fits = kill_at, fits
 
-    def __call__(self, prompts, generation: Generation, seed: int) -> list[Completion]:
+    def __call__(self, prompts, sampling: Sampling, numbers: Sequence[int]) -> list[Completion]:
         self.batches.append(len(prompts))
         if len(self.batches) == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if len(prompts) > self.fits:
             raise torch.OutOfMemoryError("no")
-        draw = seed % 1000 if generation.temperature else None
-        draws = [0 if draw is None else draw + i for i in range(len(prompts))]
+        draws = [number % 1000 if sampling.temperature else 0 for number in numbers]
         return [self.answer(m[-1]["content"], d) for m, d in zip(prompts, draws, strict=True)]
 
     def answer(self, text: str, noise: int) -> Completion:
@@ -104,9 +105,8 @@ def test_the_same_text_with_other_pixels_or_view_never_hits() -> None:
             TASK,
             [sample],
             view=view,
-            generation=Generation(max_completion_length=tokens),
+            sampling=Sampling(max_completion_length=tokens),
             model_hash=model,
-            seed=0,
         )
     }
     assert len(keys) == 16
@@ -114,7 +114,7 @@ def test_the_same_text_with_other_pixels_or_view_never_hits() -> None:
 
 def test_equal_views_have_keys_of_their_own() -> None:
     twin = tiny.text_sample("a", context="")
-    settings = {"generation": Generation(), "model_hash": "m", "seed": 0}
+    settings = {"sampling": Sampling(), "model_hash": "m"}
     plain = make_requests(TASK, [twin], view="plain", **settings)[0]
     privileged = make_requests(TASK, [twin], view="privileged", **settings)[0]
     assert plain.prompt_hash == privileged.prompt_hash and plain.key != privileged.key
@@ -206,7 +206,7 @@ def test_a_model_that_runs_out_of_memory_once_ends_with_the_same_answers(tmp_pat
 
 
 def test_empty_and_endless_answers_are_counted_apart() -> None:
-    def mute(prompts, generation: Generation, seed: int) -> list[Completion]:
+    def mute(prompts, sampling: Sampling, numbers: Sequence[int]) -> list[Completion]:
         endless = Completion(text="one and " * 9, finish_reason="length", num_tokens=99)
         empty = Completion(text=" \n", finish_reason="stop", num_tokens=1)
         return [endless if "is 0 " in m[-1]["content"] else empty for m in prompts]
@@ -221,9 +221,9 @@ def test_empty_and_endless_answers_are_counted_apart() -> None:
 def test_failed_requests_are_counted_and_asked_again(tmp_path: Path) -> None:
     fake = Fake()
 
-    def unsteady(prompts, generation: Generation, seed: int) -> list[Completion]:
+    def unsteady(prompts, sampling: Sampling, numbers: Sequence[int]) -> list[Completion]:
         lost = Completion(text="", finish_reason=FAILED, num_tokens=0, failure="status 500")
-        made = fake(prompts, generation, seed)
+        made = fake(prompts, sampling, numbers)
         return [lost if i == 0 else one for i, one in enumerate(made)]
 
     broken = run(tmp_path, generate=unsteady, batch_size=7)
@@ -240,7 +240,7 @@ def test_questions_that_share_a_picture_are_clustered() -> None:
     twin = dataclasses.replace(one, uid="c", question="what is 2 + 2?")
     asked = [dataclasses.replace(s, question=f"what is {i} + 2?") for i, s in enumerate((one, two))]
 
-    def texts(prompts, generation: Generation, seed: int) -> list[Completion]:
+    def texts(prompts, sampling: Sampling, numbers: Sequence[int]) -> list[Completion]:
         return [Completion(text="answer 2", finish_reason="stop", num_tokens=1) for _ in prompts]
 
     task = dataclasses.replace(TASK, cluster=None)
@@ -315,7 +315,7 @@ def test_a_real_tiny_model_does_not_depend_on_batching(tmp_path: Path) -> None:
     policy = tiny.vl_policy()
     questions = [tiny.vl_sample(uid, seed=i, size=(32 + 16 * i, 48)) for i, uid in enumerate("abc")]
     task = dataclasses.replace(
-        load_benchmark("shapes"), generation=Generation(max_completion_length=5)
+        load_benchmark("shapes"), generation=Sampling(max_completion_length=5)
     )
     texts = []
     for size in (1, 3):
@@ -380,8 +380,8 @@ def test_a_prompt_that_the_model_cannot_take_costs_its_own_answer_alone() -> Non
     short = [{"role": "user", "content": "what ?"}]
     long = [{"role": "user", "content": "a " * 2 * policy.encoder.context}]
     special = [{"role": "user", "content": f"what {policy.tokenizer.eos_token} ?"}]
-    complete = local_generator(policy)
-    made = complete([long, short, special], Generation(max_completion_length=4), 0)
+    complete = engine_generator(OwnEngine(policy), policy.encoder)
+    made = complete([long, short, special], Sampling(max_completion_length=4), range(3))
     assert [one.finish_reason == FAILED for one in made] == [True, False, True]
     assert "the context of" in made[0].failure and "a special token of" in made[2].failure
-    assert made[1].text == complete([short], Generation(max_completion_length=4), 0)[0].text
+    assert made[1].text == complete([short], Sampling(max_completion_length=4), [1])[0].text

@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.data.embedded.sets import embedded_model, embedded_rows
 from dopd_vlm.data.views import make_samples
-from dopd_vlm.eval.benchmarks.benchmark import Generation, load_benchmark
+from dopd_vlm.eval.benchmarks.benchmark import load_benchmark
 from dopd_vlm.eval.bridges.decoding import decoding
 from dopd_vlm.eval.bridges.lm_eval import PolicyLM
 from dopd_vlm.eval.bridges.lm_eval_run import run_tasks
@@ -28,7 +28,8 @@ from dopd_vlm.eval.completions.generators import complete_encoded
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.models.encoder import encode_text
 from dopd_vlm.models.policy import Policy, load_policy
-from dopd_vlm.rollout.own import STOP_CHECK_EVERY
+from dopd_vlm.rollout import OwnEngine
+from dopd_vlm.types import Sampling
 
 LAST_NUMBER = {"function": "regex", "regex_pattern": r"(-?\d+)", "group_select": -1}
 FILTERS = [{"name": "last", "filter": [LAST_NUMBER, {"function": "take_first"}]}]
@@ -218,18 +219,18 @@ def test_stop_texts_and_decoding_arguments() -> None:
 def test_a_stop_text_ends_the_work_too() -> None:
     policy = tiny.text_policy()
     prompts = [encode_text(policy.encoder, text) for text in ("ab", "what is 3?", "c")]
-    free = Generation(max_completion_length=60)
-    whole = complete_encoded(policy, prompts, free, 0)
+    free = Sampling(max_completion_length=60)
+    whole = complete_encoded(OwnEngine(policy), policy.encoder, prompts, free)
     assert all(one.num_tokens == 60 for one in whole)
     stop = whole[1].text[20]
-    cut = complete_encoded(policy, prompts, replace(free, stop=(stop,)), 0)
+    cut = complete_encoded(OwnEngine(policy), policy.encoder, prompts, replace(free, stop=(stop,)))
     assert [one.text for one in cut] == [one.text.split(stop)[0] for one in whole]
     for one, other in zip(cut, whole, strict=True):
         assert one.finish_reason == ("stop" if stop in other.text else "length")
-        assert one.num_tokens <= min(60, len(one.text) + 1 + 2 * STOP_CHECK_EVERY)
+        assert one.finish_reason == "stop" or one.num_tokens == 60
     assert cut[1].num_tokens < 60
-    with pytest.raises(ValueError, match=r"generation.stop='a' must be a list"):
-        Generation(stop="a")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"stop='a' must be a list"):
+        Sampling(stop="a")  # type: ignore[arg-type]
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

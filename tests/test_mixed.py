@@ -6,11 +6,11 @@ import pytest
 import tiny
 from test_step import UIDS, make_rollouts, make_state
 
-from dopd_vlm.rollout.own import generate
+from dopd_vlm.rollout import generate
 from dopd_vlm.training.samples import encode_sample
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, distil_step
-from dopd_vlm.types import Sample, View
+from dopd_vlm.types import Sample, Sampling, View
 
 PICTURES = tuple(
     tiny.picture(*size, seed=i) for i, size in enumerate(((48, 32), (32, 80), (64, 64)))
@@ -73,7 +73,7 @@ def test_each_picture_belongs_to_its_own_row():
 def test_a_mixed_batch_is_sampled_as_its_rows_are():
     state = make_state("opd")
     prompts = [encode_sample(state, s).prompts["plain"] for s in rows()]
-    together = generate(state.student, prompts, max_completion_length=6, temperature=0.0)
+    together = generate(state.student, prompts, Sampling(max_completion_length=6))
     for prompt, rollout in zip(prompts, together, strict=True):
-        (alone,) = generate(state.student, [prompt], max_completion_length=6, temperature=0.0)
+        (alone,) = generate(state.student, [prompt], Sampling(max_completion_length=6))
         assert rollout.completion_ids.tolist() == alone.completion_ids.tolist()

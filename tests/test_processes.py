@@ -28,6 +28,7 @@ def test_one_process_equals_two_of_unequal_and_of_empty_share(name, tmp_path):
     whole = run_step(tmp_path / "whole.pt", name, 8, "3")
     for micro, shares in ((8, "1,2"), (2, "3,0")):
         parts = run_step(tmp_path / "parts.pt", name, micro, shares)
+        assert parts["drawn"] == whole["drawn"]
         for key in (
             "loss",
             "share/ht",

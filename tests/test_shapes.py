@@ -14,7 +14,8 @@ from dopd_vlm.data.views import make_sample
 from dopd_vlm.models.encoder import encode_prompt
 from dopd_vlm.models.policy import Policy, check_vocabularies, load_policy
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.rollout.own import generate
+from dopd_vlm.rollout import generate
+from dopd_vlm.types import Sampling
 
 SHIPPED = ("shapes/test", "shapes/shifted", "lists/test", "lists/shifted")
 FORMS = {"shapes": ["captions", "hints", "boxes"], "lists": ["hints"]}
@@ -135,7 +136,7 @@ def accuracy(name: str, view: str, num: int = 40) -> float:
     rows = embedded_rows(f"embedded:{'shapes' if is_visual else 'lists'}/test?num={num}")
     pairs = [build_prompts(make_sample(r, ["captions" if is_visual else "hints"])) for r in rows]
     prompts = [encode_prompt(policy(name).encoder, pair.view(view)) for pair in pairs]  # type: ignore[arg-type]
-    done = generate(policy(name), prompts, max_completion_length=32, temperature=0.0)
+    done = generate(policy(name), prompts, Sampling(max_completion_length=32))
     texts = [policy(name).tokenizer.decode(one.completion_ids[:-1]) for one in done]
     return sum(t.endswith(f"answer {r['answer']}") for t, r in zip(texts, rows, strict=True)) / num
 

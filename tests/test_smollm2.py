@@ -19,8 +19,9 @@ from dopd_vlm.data.views import make_sample
 from dopd_vlm.models.encoder import collate, encode_prompt
 from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.rollout.own import generate
+from dopd_vlm.rollout import generate
 from dopd_vlm.scripts.make import smollm2 as make_smollm2
+from dopd_vlm.types import Sampling
 
 gguf = pytest.importorskip("gguf", reason="the extra `llm` is not installed")
 ROOT = Path(__file__).parent.parent
@@ -200,7 +201,7 @@ def test_it_answers_in_english_and_stops_at_its_own_eos(policy):
     assert prompt.text.startswith(f"<|im_start|>system\n{SYSTEM}")
     assert prompt.text.endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert prompt.input_ids[0] == 1 and (prompt.input_ids == 2).sum() == 2
-    (rollout,) = generate(policy, [prompt], max_completion_length=20, temperature=0.0)
+    (rollout,) = generate(policy, [prompt], Sampling(max_completion_length=20))
     assert "Paris" in str(policy.tokenizer.decode(rollout.completion_ids))
     assert rollout.finish_reason == "stop" and rollout.completion_ids[-1] == 2
     assert policy.pad_id == policy.eos_ids[0] == 2

@@ -17,6 +17,7 @@ from dopd_vlm.config import (
 )
 from dopd_vlm.methods import METHODS, configured_method, method
 from dopd_vlm.models.policy import checkpoint_activations_
+from dopd_vlm.rollout import OwnEngine
 from dopd_vlm.training.samples import encode_sample
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
@@ -51,7 +52,8 @@ def make_state(
     return TrainState(
         config=config, accelerator=Accelerator(cpu=True), student=student, teacher=teacher,
         self_target=student if chosen.needs_self_target else None, method=chosen, optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), vocab_size=student.head.weight.shape[0],
+        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), engine=OwnEngine(student),
+        vocab_size=student.head.weight.shape[0],
     )  # fmt: skip
 
 

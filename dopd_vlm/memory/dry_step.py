@@ -31,7 +31,7 @@ from dopd_vlm.models.policy import (
     model_dtype,
     output_head,
 )
-from dopd_vlm.rollout.own import ROOM
+from dopd_vlm.rollout.own import ROOM, OwnEngine
 from dopd_vlm.routing import Counts, Thresholds
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
@@ -73,15 +73,18 @@ def dry_state(config: RunConfig, method: Method, device: str) -> TrainState:
         checkpoint_activations_(student.model)
     trained = [p for p in student.model.parameters() if p.requires_grad]
     widths = [len(output_head(p).weight) for p in (student, teacher) if p is not None]
+    accelerator = _accelerator(config, device)
+    batch_size = config.rollout.batch_size
     return TrainState(
         config=config,
-        accelerator=_accelerator(config, device),
+        accelerator=accelerator,
         student=student,
         teacher=teacher,
         self_target=self_target,
         method=method,
         optimizer=torch.optim.AdamW(trained, foreach=device == "cuda"),
         scheduler=None,  # type: ignore[arg-type]
+        engine=OwnEngine(student, batch_size=batch_size, autocast=accelerator.autocast),
         vocab_size=min(widths),
     )
 
@@ -202,7 +205,8 @@ def dry_rollout(
     short = replace(rollout, max_completion_length=min(DRAWN, rollout.max_completion_length))
     state = replace(state, config=replace(state.config, rollout=short))
     count = rollout.num_generations
-    sample_completions(state, samples, num_generations=count, seed=0, features=features)
+    prompts = [sample.prompts["plain"] for sample in samples]
+    sample_completions(state, prompts, short.sampling(), features)
     peak, chunk = live.take_peak()
     room = rollout.max_completion_length
     if can_share(state.student):

@@ -38,6 +38,8 @@ class EncodedPrompt:
     """One an image, equal for equal pixels; empty where the processor does not keep images apart."""
     images: tuple[Any, ...] = ()
     """The images themselves, for engines with a processor of their own."""
+    number: int = 0
+    """Keeps apart the draws of prompts with one uid: the place in the step's batch, an answer's number."""
 
 
 @dataclass(frozen=True, kw_only=True)

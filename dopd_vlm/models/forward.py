@@ -123,7 +123,7 @@ def extend(policy: Policy, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[T
     whole = torch.cat([prefix.mask, mask.to(prefix.mask.dtype)], dim=1)
     hidden = policy.backbone(
         input_ids=ids,
-        attention_mask=whole,
+        attention_mask=_finished_mask(policy, prefix, whole) if ids.shape[1] == 1 else whole,
         position_ids=_as_rotary(policy, positions),
         use_cache=True,
         **{_cache_name(type(policy.backbone)): prefix.cache},
@@ -135,6 +135,17 @@ def extend(policy: Policy, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[T
         last_hidden=prefix.last_hidden,
     )
     return hidden, after
+
+
+def _finished_mask(policy: Policy, prefix: Prefix, mask: Tensor) -> Tensor:
+    """What the next token of each sequence may read, as sdpa takes it: bool [B, 1, 1, tokens].
+
+    From [B, tokens] transformers makes the same, but first reads whether anything is masked at all, and
+    for every token of a decode loop the host then waits for the device.
+    """
+    attention = policy.model.config.get_text_config()._attn_implementation
+    is_plain = all(isinstance(layer, RoomyLayer) for layer in prefix.cache.layers)
+    return mask[:, None, None].bool() if attention == "sdpa" and is_plain else mask
 
 
 @cache

@@ -1,7 +1,6 @@
 """Sampling of completions from the student."""
 
-from dopd_vlm.rollout.own import generate
+from dopd_vlm.rollout.engine import EngineError, RolloutEngine, StalePolicyError
+from dopd_vlm.rollout.own import OwnEngine, generate
 
-__all__ = [
-    "generate",
-]
+__all__ = ["EngineError", "OwnEngine", "RolloutEngine", "StalePolicyError", "generate"]

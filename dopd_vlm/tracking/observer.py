@@ -19,15 +19,14 @@ from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.report.method_text import method_text
 from dopd_vlm.report.run_page import write_report
 from dopd_vlm.report.token_page import token_map_page
-from dopd_vlm.rollout.own import generate
 from dopd_vlm.routing import Thresholds, privilege_advantage_gap
 from dopd_vlm.run_folder import HISTOGRAMS_FILE, MAPS_FILE, PROBES_FILE
 from dopd_vlm.tracking.token_maps import probe_record, token_map_text, token_maps
 from dopd_vlm.tracking.tracker import Tracker, log_token_maps
 from dopd_vlm.training.samples import EncodedSample, encode_sample
 from dopd_vlm.training.state import TrainState
-from dopd_vlm.training.step import StepOutput, completion_text
-from dopd_vlm.types import Sample, ViewName
+from dopd_vlm.training.step import StepOutput, completion_text, sample_completions
+from dopd_vlm.types import Sample, Sampling, ViewName
 
 log = logging.getLogger(__name__)
 
@@ -193,20 +192,14 @@ def privilege_probe(
     `samples` is this process's share; the values are those of all processes, on each of them.
     """
     sums = {f"{view}_{value}": 0.0 for view in VIEWS for value in ("length", "accuracy", "scored")}
-    features = StepFeatures()
+    features, rollout = StepFeatures(), state.config.rollout
+    greedy = Sampling(max_completion_length=rollout.max_completion_length, stop=rollout.stop)
     for view in VIEWS if samples else ():
-        with state.accelerator.autocast():
-            rollouts = generate(
-                state.student,
-                [s.prompts[view] for s in samples],
-                max_completion_length=state.config.rollout.max_completion_length,
-                temperature=0.0,
-                batch_size=state.config.rollout.batch_size,
-                features=features,
-            )
-        for rollout, sample in zip(rollouts, samples, strict=True):
-            right = score(completion_text(state.student, rollout), sample.sample)
-            sums[f"{view}_length"] += len(rollout.completion_ids)
+        prompts = [s.prompts[view] for s in samples]
+        rollouts = sample_completions(state, prompts, greedy, features)
+        for one, sample in zip(rollouts, samples, strict=True):
+            right = score(completion_text(state.student, one), sample.sample)
+            sums[f"{view}_length"] += len(one.completion_ids)
             sums[f"{view}_accuracy"] += right or 0.0
             sums[f"{view}_scored"] += right is not None
     return _probe_metrics(total_of(state.accelerator, {**sums, "n": float(len(samples))}))

@@ -81,7 +81,8 @@ def token_maps(
         {"student", "self_target", "teacher"} -> a list of [token, probability] of the
         TOP best. Entries of a model that the method does not have are None.
     """
-    rollouts = sample_completions(state, samples, num_generations=1, seed=state.config.seed)
+    sampling = state.config.rollout.sampling(num_generations=1, seed=state.config.seed)
+    rollouts = sample_completions(state, [s.prompts["plain"] for s in samples], sampling)
     micro_batches = score_targets(state, samples, rollouts)
     origin = "probes" if limits is None else "batch"
     limits = limits or batch_thresholds(state, micro_batches, is_alone=True)

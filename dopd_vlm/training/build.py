@@ -23,6 +23,7 @@ from dopd_vlm.models.policy import (
     load_policy,
     output_head,
 )
+from dopd_vlm.rollout.engines import open_engine
 from dopd_vlm.training.checkpoint import AVERAGE, last_checkpoint, load_trainer_
 from dopd_vlm.training.state import TrainState
 
@@ -77,6 +78,7 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
         method=method,
         optimizer=optimizer,
         scheduler=get_cosine_schedule_with_warmup(optimizer, optim.warmup_steps, optim.max_steps),
+        engine=open_engine(config.rollout, student, accelerator.autocast),
         vocab_size=min(widths),
     )
     if checkpoint is not None:

@@ -36,6 +36,8 @@ class EncodedSample:
 
     sample: Sample
     prompts: Mapping[ViewName, EncodedPrompt]
+    place: int = 0
+    """Of its row among those of the step, over all processes: it seeds the rollouts."""
 
 
 def encode_sample(state: TrainState, sample: Sample) -> EncodedSample:

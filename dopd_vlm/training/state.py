@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dopd_vlm.config import RunConfig
 from dopd_vlm.methods import Method
 from dopd_vlm.models.policy import Policy, output_head
+from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.routed_loss.head import Head, HeadPrecision
 
 
@@ -26,6 +27,8 @@ class TrainState:
     method: Method
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
+    engine: RolloutEngine
+    """Samples the student's completions."""
     vocab_size: int
     """Softmax width: the smaller of the two heads, which may be padded differently."""
     step: int = 0

@@ -8,23 +8,25 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
 
 from dopd_vlm.distributed import first_failure, total_of
+from dopd_vlm.models.encoder import EncodedPrompt
 from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.models.policy import Policy
-from dopd_vlm.rollout.own import generate
+from dopd_vlm.rollout.seeds import mixed_seed
+from dopd_vlm.rollout.weights import policy_weights
 from dopd_vlm.routed_loss import LossOutput, Student, Target, routed_loss
 from dopd_vlm.routing import Counts, Thresholds
 from dopd_vlm.training.metrics import batch_averages, batch_sums
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.targets import MicroBatch, batch_thresholds, score_targets
-from dopd_vlm.types import Rollout, Sample
+from dopd_vlm.types import Rollout, Sample, Sampling
 
 
 class NonFiniteLossError(RuntimeError):
@@ -141,35 +143,24 @@ def distil_step(
 def roll_out(
     state: TrainState, samples: Sequence[EncodedSample], features: StepFeatures | None = None
 ) -> list[Rollout]:
-    """Completions of a training step, seeded by run, step and process."""
-    seed = (state.config.seed * 1_000_003 + state.step) * 1_009 + state.accelerator.process_index
-    count = state.config.rollout.num_generations
-    return sample_completions(state, samples, num_generations=count, seed=seed, features=features)
+    """Completions of a training step, seeded by run, step, row and sample: never by process or batch."""
+    rollout = state.config.rollout
+    seed = mixed_seed(state.config.seed, rollout.seed, state.step)
+    prompts = [replace(sample.prompts["plain"], number=sample.place) for sample in samples]
+    return sample_completions(state, prompts, rollout.sampling(seed=seed), features)
 
 
 def sample_completions(
     state: TrainState,
-    samples: Sequence[EncodedSample],
-    *,
-    num_generations: int,
-    seed: int,
+    prompts: Sequence[EncodedPrompt],
+    sampling: Sampling,
     features: StepFeatures | None = None,
 ) -> list[Rollout]:
-    """Completions of the plain prompts by the student, sampled as the recipe says."""
-    rollout = state.config.rollout
-    with state.accelerator.autocast():
-        return generate(
-            state.student,
-            [s.prompts["plain"] for s in samples],
-            num_generations=num_generations,
-            max_completion_length=rollout.max_completion_length,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            top_k=rollout.top_k,
-            seed=seed,
-            batch_size=rollout.batch_size,
-            features=features,
-        )
+    """Completions by the student as it is now."""
+    engine = state.engine
+    if engine.version != state.step:
+        engine.load(policy_weights(state.student), version=state.step)
+    return engine.generate(prompts, sampling, version=state.step, features=features)
 
 
 def completion_text(policy: Policy, rollout: Rollout) -> str:

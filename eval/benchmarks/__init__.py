@@ -3,7 +3,6 @@
 from .benchmark import (
     SUITES,
     Benchmark,
-    Generation,
     benchmark_names,
     load_benchmark,
 )
@@ -11,7 +10,6 @@ from .benchmark import (
 __all__ = [
     "SUITES",
     "Benchmark",
-    "Generation",
     "benchmark_names",
     "load_benchmark",
 ]

@@ -10,6 +10,7 @@ import yaml
 
 from dopd_vlm.errors import unknown
 from dopd_vlm.prompts import PromptTemplate
+from dopd_vlm.types import Sampling
 
 from ..scorers import SCORERS
 from .forms import ANSWER_FORMS, QUESTION_FORMS
@@ -40,41 +41,6 @@ SUITES = {
     ),
 }
 """The paper's benchmarks; it does not say which mode of ZebraLogic and of MMMU-Pro it means."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """How completions are made; defaults are greedy."""
-
-    max_completion_length: int = 1024
-    """Tokens after which a completion is cut and counted as truncated."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    """Nucleus mass; 1 is off."""
-    top_k: int = 0
-    """0 is off."""
-    presence_penalty: float = 0.0
-    """Taken from the logit of a token that the completion holds; 0 is off."""
-    num_generations: int = 1
-    """Completions per question; the score is then avg@k."""
-    stop: tuple[str, ...] = ()
-    """Texts before the first of which a completion ends."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.stop, str) or not all(self.stop):
-            raise ValueError(f"generation.stop={self.stop!r} must be a list of texts, none empty")
-        object.__setattr__(self, "stop", tuple(self.stop))  # a list in YAML
-        for name in ("max_completion_length", "num_generations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"generation.{name}={getattr(self, name)} must be at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"generation.temperature={self.temperature} must not be negative")
-        if self.num_generations > 1 and self.temperature == 0:
-            raise ValueError(
-                f"num_generations={self.num_generations} greedy completions would all be the same: "
-                "set a temperature above 0"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +88,7 @@ class Benchmark:
     """How a model may judge, where the official protocol has it: `extract` or `verdict`; empty for never."""
     prompts: PromptTemplate = field(default_factory=PromptTemplate)
     """Wording around the question."""
-    generation: Generation = Generation()
+    generation: Sampling = field(default_factory=Sampling)
     """Decoding."""
     annotations: tuple[str, ...] = ()
     """What the privileged view shows unless the caller chooses; () where rows have none."""
@@ -212,7 +178,7 @@ def _read(path: Path) -> Benchmark:
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold settings of a benchmark, got {type(tree).__name__}")
     tree = {"name": path.stem, **tree}
-    for section, kind in (("prompts", PromptTemplate), ("generation", Generation)):
+    for section, kind in (("prompts", PromptTemplate), ("generation", Sampling)):
         if section in tree:
             tree[section] = _build(kind, tree[section], f"{path.name}, {section}")
     try:

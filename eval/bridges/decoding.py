@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..benchmarks.benchmark import Generation
+from dopd_vlm.types import Sampling
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 KNOWN = ("until", "do_sample", "temperature", "top_p", "top_k", "num_beams", *LENGTHS)
@@ -12,7 +12,7 @@ DEFAULT_LENGTH = 256
 """Tokens of a completion where the task names no number, as in lm-eval."""
 
 
-def decoding(arguments: Mapping[str, Any]) -> Generation:
+def decoding(arguments: Mapping[str, Any]) -> Sampling:
     """Our settings for a task's generation arguments.
 
     Without `do_sample` a temperature above 0 samples; with `do_sample: false` it does not.
@@ -32,7 +32,7 @@ def decoding(arguments: Mapping[str, Any]) -> Generation:
     if is_sampled is None:
         is_sampled = temperature > 0
     lengths = [int(arguments[name]) for name in LENGTHS if arguments.get(name) is not None]
-    return Generation(
+    return Sampling(
         max_completion_length=lengths[0] if lengths else DEFAULT_LENGTH,
         temperature=(temperature or 1.0) if is_sampled else 0.0,
         top_p=float(arguments.get("top_p") or 1.0) if is_sampled else 1.0,

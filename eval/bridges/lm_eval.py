@@ -23,9 +23,10 @@ from dopd_vlm.models.chat import render
 from dopd_vlm.models.encoder import EncodedPrompt, collate, encode_text
 from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.policy import Policy, load_policy, output_head
+from dopd_vlm.rollout import OwnEngine
 from dopd_vlm.routed_loss.target_scores import target_scores
+from dopd_vlm.types import Sampling
 
-from ..benchmarks.benchmark import Generation
 from ..completions.generators import Completion, complete_encoded, halving
 from .decoding import batches, by_settings, decoding, refuse_unknown
 
@@ -81,6 +82,7 @@ class PolicyLM(TemplateLM):
         self.batch_size = 32 if batch_size == "auto" else int(batch_size)
         self.template_kwargs = dict(template_kwargs or {})
         self.tokenizer = self.policy.tokenizer
+        self._engine = OwnEngine(self.policy, batch_size=self.batch_size)
         self._complete = halving(self._complete_batch)
         self._is_rendered = False
         self._token_inputs = tuple(encode_text(self.policy.encoder, "a").token_inputs)
@@ -151,9 +153,9 @@ class PolicyLM(TemplateLM):
         answers: dict[int, str] = {}
         bar = self._bar("generate_until", len(requests), disable_tqdm)
         for settings, places in by_settings([_arguments(r) for r in requests]):
-            generation = decoding(settings)
+            sampling = decoding(settings)
             for part in batches(places, self.batch_size, lambda i: len(requests[i].args[0])):
-                made = self._complete([requests[i] for i in part], generation, part[0])
+                made = self._complete([requests[i] for i in part], sampling, part)
                 for place, found in zip(part, made, strict=True):
                     answers[place] = found.text
                     self.cache_hook.add_partial(
@@ -249,11 +251,14 @@ class PolicyLM(TemplateLM):
         return replace(prompt, input_ids=prompt.input_ids[-room:], token_inputs=inputs)
 
     def _complete_batch(
-        self, requests: Sequence[Instance], generation: Generation, seed: int
+        self, requests: Sequence[Instance], sampling: Sampling, numbers: Sequence[int]
     ) -> list[Completion]:
-        room = max(1, self.max_length - generation.max_completion_length)
-        prompts = [self._encode(request, room) for request in requests]
-        return complete_encoded(self.policy, prompts, generation, seed)
+        room = max(1, self.max_length - sampling.max_completion_length)
+        prompts = [
+            replace(self._encode(request, room), number=number)
+            for request, number in zip(requests, numbers, strict=True)
+        ]
+        return complete_encoded(self._engine, self.policy.encoder, prompts, sampling)
 
     def _bar(self, title: str, total: int, is_off: bool) -> tqdm:
         return tqdm(total=total, desc=title, disable=is_off or self.rank > 0)

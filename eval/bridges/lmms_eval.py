@@ -18,9 +18,10 @@ from tqdm import tqdm
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.distributed import process_state
 from dopd_vlm.models.policy import load_policy
+from dopd_vlm.rollout import OwnEngine
 from dopd_vlm.types import Message
 
-from ..completions.generators import halving, local_generator
+from ..completions.generators import engine_generator, halving
 from .decoding import batches, by_settings, decoding, refuse_unknown
 
 
@@ -56,7 +57,8 @@ class PolicyChat(lmms):
         where = device or state.device or "cpu"
         self.policy = load_policy(ModelConfig(path=pretrained), device=where, trainable=False)
         self.batch_size = int(batch_size)
-        self._complete = halving(local_generator(self.policy))
+        engine = OwnEngine(self.policy, batch_size=self.batch_size)
+        self._complete = halving(engine_generator(engine, self.policy.encoder))
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Completions cut before the first of the request's stop texts."""
@@ -64,9 +66,9 @@ class PolicyChat(lmms):
         prompts = [self._messages(request) for request in requests]
         bar = tqdm(total=len(requests), desc="generate_until", disable=self._rank > 0)
         for settings, places in by_settings([request.args[2] for request in requests]):
-            generation = decoding(settings)
+            sampling = decoding(settings)
             for part in batches(places, self.batch_size, lambda i: _length(prompts[i])):
-                made = self._complete([prompts[i] for i in part], generation, part[0])
+                made = self._complete([prompts[i] for i in part], sampling, part)
                 for place, found in zip(part, made, strict=True):
                     answers[place] = found.text
                 bar.update(len(part))

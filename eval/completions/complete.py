@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.progress import Progress
 
-from ..benchmarks.benchmark import Generation
+from dopd_vlm.types import Sampling
+
 from .endpoint import Ask
 from .generators import Completion, Generate
 from .records import finished, stored
@@ -50,9 +51,8 @@ class Bar:
 def complete_all(
     source: Source,
     requests: Sequence[Request],
-    generation: Generation,
+    sampling: Sampling,
     *,
-    seed: int = 0,
     batch_size: int = 32,
     store: SampleStore | None = None,
     progress: Progress | None = None,
@@ -77,10 +77,10 @@ def complete_all(
 
     if source.ask is not None:
         missing = [one for one in order if one.key not in done]
-        source.ask(missing, generation, lambda request, completion: keep([(request, completion)]))
+        source.ask(missing, sampling, lambda request, completion: keep([(request, completion)]))
     else:
         for start in range(0, len(order), batch_size):
-            keep(_batch(source, order[start : start + batch_size], done, generation, seed))
+            keep(_batch(source, order[start : start + batch_size], done, sampling))
     return done
 
 
@@ -88,17 +88,16 @@ def _batch(
     source: Source,
     batch: Sequence[Request],
     done: Mapping[str, Completion],
-    generation: Generation,
-    seed: int,
+    sampling: Sampling,
 ) -> list[tuple[Request, Completion]]:
     """The missing completions of a batch, which is a function of the requests alone.
 
-    It is seeded by its first key; one that was half written is made anew, and comes out the same.
+    One that was half written is made anew, and comes out the same.
     """
     if source.complete is None or all(one.key in done for one in batch):
         return []
-    first = int(batch[0].key[:12], 16) + seed
-    made = source.complete([one.messages for one in batch], generation, first)
+    numbers = [one.number for one in batch]
+    made = source.complete([one.messages for one in batch], sampling, numbers)
     pairs = zip(batch, made, strict=True)
     return [(request, completion) for request, completion in pairs if request.key not in done]
 

@@ -17,9 +17,8 @@ from PIL import Image
 
 from dopd_vlm.data_uri import image_uri
 from dopd_vlm.endpoint import Client, Endpoint, GaveUpError, RejectedError
-from dopd_vlm.types import Message
+from dopd_vlm.types import Message, Sampling
 
-from ..benchmarks.benchmark import Generation
 from .generators import FAILED, Completion
 from .requests import Request
 
@@ -27,12 +26,11 @@ IMAGE_FORMATS: dict[str, dict[str, Any]] = {"png": {"compress_level": 1}, "jpeg"
 """How images travel: Pillow's options of each format. PNG keeps every pixel; JPEG is seven times smaller."""
 HELD_BYTES = 512 << 20
 """Encoded images kept for further questions about them."""
-UNCHANGED = {
-    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-}  # fmt: skip
-"""Settings that are not sent while they have these values, since some servers reject them."""
-Ask = Callable[[Sequence[Request], Generation, Callable[[Request, Completion], None]], None]
+UNCHANGED = (
+    "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"
+)  # fmt: skip
+"""Settings that are not sent while they are off, since some servers reject them."""
+Ask = Callable[[Sequence[Request], Sampling, Callable[[Request, Completion], None]], None]
 """(requests, decoding settings, what is told each completion as it comes) -> when all have come."""
 
 
@@ -57,10 +55,10 @@ def endpoint_ask(
 
     def ask(
         requests: Sequence[Request],
-        generation: Generation,
+        sampling: Sampling,
         on_completion: Callable[[Request, Completion], None],
     ) -> None:
-        fields = decoding_fields(generation)
+        fields = decoding_fields(sampling)
         if template_kwargs:
             fields["chat_template_kwargs"] = dict(template_kwargs)
         if pixels:
@@ -129,7 +127,7 @@ async def _ask_all(
 async def _ask(
     client: Client, request: Request, fields: Mapping[str, Any], uris: "ImageUris"
 ) -> tuple[Request, Completion]:
-    seed = {"seed": int(request.key[:8], 16) % 2**31} if fields["temperature"] else {}
+    seed = {"seed": request.number % 2**31} if fields["temperature"] else {}
     try:
         reply = await client.ask(request.messages, prepare=uris.wire_messages, **fields, **seed)
     except (GaveUpError, RejectedError) as error:
@@ -142,21 +140,19 @@ async def _ask(
     )
 
 
-def decoding_fields(generation: Generation) -> dict[str, Any]:
+def decoding_fields(sampling: Sampling) -> dict[str, Any]:
     """The request's decoding fields; what is off is left out.
 
     top_k, min_p and repetition_penalty are not OpenAI's own, but vLLM's and SGLang's.
     """
-    values = asdict(generation)
+    values = asdict(sampling)
     fields: dict[str, Any] = {
-        "max_tokens": generation.max_completion_length,
-        "temperature": generation.temperature,
+        "max_tokens": sampling.max_completion_length,
+        "temperature": sampling.temperature,
     }
-    fields |= {
-        name: values[name] for name, off in UNCHANGED.items() if values.get(name, off) != off
-    }
-    if generation.stop:
-        fields["stop"] = list(generation.stop)
+    fields |= {name: values[name] for name in UNCHANGED if values[name] != getattr(Sampling, name)}
+    if sampling.stop:
+        fields["stop"] = list(sampling.stop)
     return fields
 
 

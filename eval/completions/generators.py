@@ -1,17 +1,15 @@
-"""Messages -> completions: from a local model, with smaller batches when memory runs out."""
+"""Messages -> completions: through a rollout engine, with smaller batches when memory runs out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 
 from dopd_vlm.models.encoder import EncodedPrompt, Encoder, encode_prompt
-from dopd_vlm.models.policy import Policy
-from dopd_vlm.rollout.own import STOP_CHECK_EVERY, generate
-from dopd_vlm.types import Message, Rollout
-
-from ..benchmarks.benchmark import Generation
+from dopd_vlm.rollout.engine import RolloutEngine
+from dopd_vlm.rollout.stop import before_stop
+from dopd_vlm.types import Message, Rollout, Sampling
 
 Prompt = TypeVar("Prompt")
 FAILED = "error"
@@ -32,19 +30,26 @@ class Completion:
     """Why there is none."""
 
 
-Generate = Callable[[Sequence[list[Message]], Generation, int], Sequence[Completion]]
-"""(prompts of one batch, decoding settings, seed) -> one completion per prompt, in their order."""
+Generate = Callable[[Sequence[list[Message]], Sampling, Sequence[int]], Sequence[Completion]]
+"""(prompts of one batch, decoding settings, a number for each prompt that seeds its draw) -> one
+completion per prompt, in their order."""
 
 
-def local_generator(policy: Policy, template_kwargs: Mapping[str, Any] | None = None) -> Generate:
-    """Completions of a model in this process through the core's rollouts."""
+def engine_generator(
+    engine: RolloutEngine, encoder: Encoder, template_kwargs: Mapping[str, Any] | None = None
+) -> Generate:
+    """Completions through an engine, under whatever weights it holds."""
 
     def complete(
-        prompts: Sequence[list[Message]], generation: Generation, seed: int
+        prompts: Sequence[list[Message]], sampling: Sampling, numbers: Sequence[int]
     ) -> list[Completion]:
-        encoded = [encode_or_refuse(policy.encoder, turns, template_kwargs) for turns in prompts]
-        good = [prompt for prompt in encoded if isinstance(prompt, EncodedPrompt)]
-        completions = iter(complete_encoded(policy, good, generation, seed) if good else ())
+        encoded = [encode_or_refuse(encoder, turns, template_kwargs) for turns in prompts]
+        good = [
+            replace(prompt, number=number)
+            for prompt, number in zip(encoded, numbers, strict=True)
+            if isinstance(prompt, EncodedPrompt)
+        ]
+        completions = iter(complete_encoded(engine, encoder, good, sampling) if good else ())
         return [
             next(completions) if isinstance(prompt, EncodedPrompt) else prompt for prompt in encoded
         ]
@@ -64,76 +69,30 @@ def encode_or_refuse(
 
 
 def complete_encoded(
-    policy: Policy, prompts: Sequence[EncodedPrompt], generation: Generation, seed: int
+    engine: RolloutEngine, encoder: Encoder, prompts: Sequence[EncodedPrompt], sampling: Sampling
 ) -> list[Completion]:
-    """One completion per prompt, all in one batch, cut before the first stop text.
-
-    Raises:
-        ValueError: a setting that the own loop cannot honour.
-    """
-    if generation.presence_penalty:
-        raise ValueError(
-            f"presence_penalty={generation.presence_penalty} is not known to the own loop: serve the "
-            "model and give --endpoint, or take --profile greedy"
-        )
-    rollouts = generate(
-        policy,
-        prompts,
-        max_completion_length=generation.max_completion_length,
-        temperature=generation.temperature,
-        top_p=generation.top_p,
-        top_k=generation.top_k,
-        seed=seed,
-        batch_size=len(prompts),
-        has_stopped=_stop_check(policy, generation.stop) if generation.stop else None,
-    )
+    """One completion per prompt, cut before the first stop text; a prompt's number seeds its draw."""
+    once = replace(sampling, num_generations=1)
+    rollouts = engine.generate(prompts, once, version=engine.version)
     return [
-        _completion(policy, rollout, prompt.text, generation.stop)
+        _completion(encoder, rollout, prompt.text, sampling.stop)
         for rollout, prompt in zip(rollouts, prompts, strict=True)
     ]
 
 
-def _completion(policy: Policy, rollout: Rollout, prompt: str, stop: Sequence[str]) -> Completion:
-    whole = _text(policy, rollout.completion_ids)
-    text = before_stop(whole, stop)
+def _completion(encoder: Encoder, rollout: Rollout, prompt: str, stop: Sequence[str]) -> Completion:
+    text = encoder.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
     return Completion(
-        text=text,
-        finish_reason=rollout.finish_reason if text == whole else "stop",
+        text=before_stop(text, stop),  # type: ignore[arg-type]
+        finish_reason=rollout.finish_reason,
         num_tokens=len(rollout.completion_ids),
         prompt=prompt,
     )
 
 
-def before_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop texts."""
-    ends = [text.find(one) for one in stop if one in text]
-    return text[: min(ends)] if ends else text
-
-
-def _stop_check(policy: Policy, stop: Sequence[str]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """ids [A, t] -> which of the sequences hold a stop text, bool [A].
-
-    What `before_stop` cuts, it cuts with and without the check: the check only saves the tokens behind.
-    """
-    # A stop text spans at most as many tokens as it has bytes, so an older one was seen before.
-    tail = STOP_CHECK_EVERY + max(len(one.encode()) for one in stop)
-
-    def holds(ids: torch.Tensor) -> bool:
-        return any(one in _text(policy, ids) for one in stop)
-
-    def check(ids: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([holds(row[-tail:]) and holds(row) for row in ids.cpu()])
-
-    return check
-
-
-def _text(policy: Policy, ids: torch.Tensor) -> str:
-    return policy.tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[return-value]
-
-
 def halving(
-    complete: Callable[[Sequence[Prompt], Generation, int], Sequence[Completion]],
-) -> Callable[[Sequence[Prompt], Generation, int], list[Completion]]:
+    complete: Callable[[Sequence[Prompt], Sampling, Sequence[int]], Sequence[Completion]],
+) -> Callable[[Sequence[Prompt], Sampling, Sequence[int]], list[Completion]]:
     """The same generator, which halves its batches whenever memory runs out and keeps to that size.
 
     Raises:
@@ -141,24 +100,26 @@ def halving(
     """
     most: int | None = None
 
-    def attempt(prompts: Sequence[Prompt], generation: Generation, seed: int) -> list[Completion]:
+    def attempt(
+        prompts: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]
+    ) -> list[Completion]:
         nonlocal most
-        made: list[Completion] = []
-        while len(made) < len(prompts):
-            start = len(made)
-            part = prompts[start : start + (most or len(prompts))]
+        completions: list[Completion] = []
+        while len(completions) < len(prompts):
+            start = len(completions)
+            part = slice(start, start + (most or len(prompts)))
             try:
-                made += complete(part, generation, seed + start)
+                completions += complete(prompts[part], sampling, numbers[part])
             except torch.OutOfMemoryError as error:
-                if len(part) == 1:
+                if len(prompts[part]) == 1:
                     raise ValueError(
                         "one prompt alone does not fit into memory: lower max_completion_length or "
                         "the processor's pixel limit"
                     ) from error
-                most = (len(part) + 1) // 2
+                most = (len(prompts[part]) + 1) // 2
             # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
-            if len(made) == start and torch.cuda.is_available():
+            if len(completions) == start and torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        return made
+        return completions
 
     return attempt

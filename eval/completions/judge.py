@@ -15,9 +15,8 @@ from typing import Any
 from rich.progress import Progress
 
 from dopd_vlm.endpoint import Endpoint
-from dopd_vlm.types import Sample, ViewName
+from dopd_vlm.types import Sample, Sampling, ViewName
 
-from ..benchmarks.benchmark import Generation
 from ..scorers import Scorer
 from ..scoring.answers import final_answer
 from .complete import Source, complete_all
@@ -53,7 +52,7 @@ Response: {response}
 
 End with one line, "Judgement: correct" or "Judgement: incorrect"."""
 PROMPTS = {"extract": EXTRACT, "verdict": VERDICT}
-GREEDY = Generation(max_completion_length=2048)
+GREEDY = Sampling(max_completion_length=2048)
 
 
 class Judge:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.types import Message, Sample, ViewName
+from dopd_vlm.types import Message, Sample, Sampling, ViewName
 
-from ..benchmarks.benchmark import Benchmark, Generation
+from ..benchmarks.benchmark import Benchmark
 
 if TYPE_CHECKING:
     import torch
@@ -39,32 +39,36 @@ class Request:
     key: str
     """SHA-256 of everything the completion depends on."""
 
+    @property
+    def number(self) -> int:
+        """Seeds its draw, wherever and beside whatever it is made."""
+        return int(self.key[:12], 16)
+
+
+LATER_FIELDS = ("stop", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+"""Settings that enter a key where they are set: keys of older results stay theirs."""
+
 
 def make_requests(
     benchmark: Benchmark,
     samples: Sequence[Sample],
     *,
     view: ViewName,
-    generation: Generation,
+    sampling: Sampling,
     model_hash: str,
-    seed: int,
 ) -> list[Request]:
     """All completions in the order of the samples.
 
     The key covers view, doc id, uid, messages, pixels, model, decoding, seed and sample index, so
-    the same text with another picture or in another view never shares a result.
+    the same text with another image or in another view never shares a result.
     """
     made = []
-    settings = {**asdict(generation), "seed": seed if generation.temperature else 0}
-    del settings["num_generations"]
-    for name in ("stop", "presence_penalty"):  # not part of the keys of completions without them
-        if not settings[name]:
-            del settings[name]
+    settings = _key_settings(sampling)
     for doc_id, sample in enumerate(samples):
         messages = build_prompts(sample, benchmark.prompts).view(view)
         prompt_hash = digest(_text_only(messages))
         image_hash = pictures_hash(_pictures(messages))
-        for index in range(generation.num_generations):
+        for index in range(sampling.num_generations):
             parts = [view, doc_id, sample.uid, prompt_hash, image_hash, model_hash, settings, index]
             made.append(
                 Request(
@@ -78,6 +82,15 @@ def make_requests(
                 )
             )
     return made
+
+
+def _key_settings(sampling: Sampling) -> dict[str, Any]:
+    settings = asdict(sampling)
+    del settings["num_generations"]
+    for name in LATER_FIELDS:
+        if settings[name] == getattr(Sampling, name):
+            del settings[name]
+    return {**settings, "seed": sampling.seed if sampling.temperature else 0}
 
 
 def digest(value: Any) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dopd_vlm.data.views import make_samples
-from dopd_vlm.eval.benchmarks.benchmark import Generation, load_benchmark
+from dopd_vlm.eval.benchmarks.benchmark import load_benchmark
 from dopd_vlm.eval.benchmarks.convert import convert
 from dopd_vlm.eval.bridges.export_questions import Export
 from dopd_vlm.eval.bridges.exports import export
@@ -29,7 +29,7 @@ from dopd_vlm.prompts import build_prompts
 from dopd_vlm.scripts.check_task_rows import gold_text, wrong_text
 from dopd_vlm.scripts.checks.environments import environment
 from dopd_vlm.scripts.wiring.samples import task_rows
-from dopd_vlm.types import Message
+from dopd_vlm.types import Message, Sampling
 
 MODEL = "Qwen/Qwen3-1.7B"
 """bfcl-eval takes only names that it knows; no model is run."""
@@ -130,7 +130,7 @@ def answered(task: str, rows: str | None, limit: int, out: Path) -> tuple[Result
     }
 
     def complete(
-        prompts: Sequence[list[Message]], generation: Generation, seed: int
+        prompts: Sequence[list[Message]], sampling: Sampling, numbers: Sequence[int]
     ) -> list[Completion]:
         answers = [by_prompt[_key(prompt)] for prompt in prompts]
         return [Completion(text=one, finish_reason="stop", num_tokens=1) for one in answers]

@@ -35,10 +35,10 @@ from dopd_vlm.data.views import make_sample
 from dopd_vlm.models.encoder import encode_prompt
 from dopd_vlm.models.policy import Policy
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.rollout.own import generate
+from dopd_vlm.rollout import generate
 from dopd_vlm.scripts.make.embedded_models import text_model, tokenizer, vl_model, vl_processor
 from dopd_vlm.scripts.make.supervised import answer_batch, fit_
-from dopd_vlm.types import ViewName
+from dopd_vlm.types import Sampling, ViewName
 
 NUM_TEST, NUM_SHIFTED = 240, 200
 PRETRAIN_DIM = 1.4
@@ -160,7 +160,7 @@ def accuracy(policy: Policy, rows: Sequence[Row], view: ViewName, types: Sequenc
     """Share of rows whose greedy completion ends in `answer N` with the right N."""
     pairs = [build_prompts(make_sample(row, types)) for row in rows]
     prompts = [encode_prompt(policy.encoder, pair.view(view), uid=pair.uid) for pair in pairs]
-    done = generate(policy, prompts, max_completion_length=40, temperature=0.0)
+    done = generate(policy, prompts, Sampling(max_completion_length=40))
     texts = [policy.tokenizer.decode(r.completion_ids, skip_special_tokens=True) for r in done]
     right = [
         text.endswith(f"answer {row['answer']}") for text, row in zip(texts, rows, strict=True)

@@ -1,0 +1,38 @@
+"""The engines by name, and how a run opens its own."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from dopd_vlm.config import RolloutConfig
+from dopd_vlm.errors import unknown
+from dopd_vlm.models.policy import Policy
+from dopd_vlm.rollout.engine import RolloutEngine
+from dopd_vlm.rollout.own import OwnEngine
+
+Autocast = Callable[..., AbstractContextManager[Any]]
+OpenEngine = Callable[[RolloutConfig, Policy, Autocast], RolloutEngine]
+"""(the recipe's rollout section, the student, the forwards' precision) -> an engine with its weights."""
+
+
+def open_own(config: RolloutConfig, policy: Policy, autocast: Autocast) -> RolloutEngine:
+    """The sampling loop of this package, on the student itself."""
+    return OwnEngine(policy, batch_size=config.batch_size, autocast=autocast)
+
+
+ENGINES: Mapping[str, OpenEngine] = {"own": open_own}
+"""Values of `rollout.engine`."""
+
+
+def open_engine(
+    config: RolloutConfig, policy: Policy, autocast: Autocast = nullcontext
+) -> RolloutEngine:
+    """The engine that `rollout.engine` names.
+
+    Raises:
+        ValueError: no engine has the name.
+        EngineError: the engine cannot start.
+    """
+    if config.engine not in ENGINES:
+        raise unknown("rollout.engine", config.engine, ENGINES)
+    return ENGINES[config.engine](config, policy, autocast)

@@ -119,7 +119,7 @@ def test_tokens_come_from_the_nucleus_or_the_top_k_alone(cut):
     size = int((prob.cumsum(0) - prob < cut["top_p"]).sum()) if "top_p" in cut else cut["top_k"]
     assert 1 < size < 30
     rollouts = generate(
-        policy, prompt, num_generations=2000, max_completion_length=1, seed=5, **cut
+        policy, prompt, drawn(num_generations=2000, max_completion_length=1, seed=5, **cut)
     )
     logp = dict(zip(ids[:size].tolist(), (prob[:size] / prob[:size].sum()).log(), strict=True))
     assert {int(r.completion_ids[0]) for r in rollouts} == set(logp)

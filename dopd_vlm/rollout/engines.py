@@ -1,6 +1,6 @@
 """The engines by name, and how a run opens its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,8 +20,18 @@ def open_own(config: RolloutConfig, policy: Policy, autocast: Autocast) -> Rollo
     return OwnEngine(policy, batch_size=config.batch_size, autocast=autocast)
 
 
-ENGINES: Mapping[str, OpenEngine] = {"own": open_own}
+ENGINES: dict[str, OpenEngine] = {"own": open_own}
 """Values of `rollout.engine`."""
+
+
+def register(name: str, open_engine: OpenEngine) -> None:
+    """Makes an engine known under a name (ADD_AN_ENGINE.md).
+
+    Raises:
+        ValueError: the name is taken by another engine.
+    """
+    if ENGINES.setdefault(name, open_engine) is not open_engine:
+        raise ValueError(f"engine {name!r} exists already; give yours another name")
 
 
 def open_engine(

@@ -90,14 +90,14 @@ def _options(source: Any) -> dict[str, Any]:
     unknown = set(given) - {"path", *OPTIONS}
     if unknown:
         raise ValueError(f"videos know {', '.join(('path', *OPTIONS))}; got {', '.join(unknown)}")
-    chosen = {name: given[name] for name in OPTIONS if given.get(name) is not None}
-    for name, value in chosen.items():
+    options = {name: given[name] for name in OPTIONS if given.get(name) is not None}
+    for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise ValueError(f"videos.{name} must be a number of at least 0, got {value!r}")
-    most = int(chosen.get("max_frames", MAX_FRAMES))
+    most = int(options.get("max_frames", MAX_FRAMES))
     if not 2 <= most <= FRAMES_LIMIT:
         raise ValueError(f"videos.max_frames must be in 2..{FRAMES_LIMIT}, got {most}")
-    return {"fps": FPS, "min_frames": min(MIN_FRAMES, most), **chosen, "max_frames": most}
+    return {"fps": FPS, "min_frames": min(MIN_FRAMES, most), **options, "max_frames": most}
 
 
 @cache

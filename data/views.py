@@ -67,11 +67,11 @@ def make_sample(
         ValueError: unknown type, form or coords; otherwise with the row's uid and file: anything
             wrong with the row's images, question, choices, answer or annotations.
     """
-    chosen = check_choices(annotations)
+    forms_of = check_choices(annotations)
     check_family(coords)
     root = root if root is not None else origin_of(row).get("root")
     try:
-        return _sample(row, chosen, root, coords, resize, max_pixels)
+        return _sample(row, forms_of, root, coords, resize, max_pixels)
     except ValueError as error:
         raise ValueError(f"row {uid_of(row)!r}{_where(row)}: {error}") from error
 
@@ -103,16 +103,16 @@ def check_choices(annotations: Sequence[AnnotationChoice]) -> list[tuple[str, st
     """(name, form) pairs; ValueError for an unknown type or form, or a type named twice."""
     if isinstance(annotations, str):
         raise ValueError(f"annotations must be a list of names, got the string {annotations!r}")
-    chosen = []
+    pairs = []
     for choice in annotations:
         name, form = (choice, "text") if isinstance(choice, str) else choice
         known = forms(name)
         if form not in known:
             raise unknown(f"form of annotation type {name!r}:", form, known)
-        if name in [other for other, _ in chosen]:
+        if name in [other for other, _ in pairs]:
             raise ValueError(f"annotation type {name!r} is chosen twice; use the form 'both'")
-        chosen.append((name, form))
-    return chosen
+        pairs.append((name, form))
+    return pairs
 
 
 def uid_of(row: Mapping[str, Any]) -> str:
@@ -123,7 +123,7 @@ def uid_of(row: Mapping[str, Any]) -> str:
 
 def _sample(
     row: Mapping[str, Any],
-    chosen: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str, str]],
     root: str | Path | None,
     coords: str,
     resize: Resize | None,
@@ -133,11 +133,11 @@ def _sample(
     clips = load_clips(row.get("videos"), root=root, max_pixels=max_pixels)
     question = read_question(row, len(images), [clip.text for clip in clips])
     images += tuple(frame for clip in clips for frame in clip.frames)
-    values = _values(row, chosen, question, images)
-    marked = _marked(row, chosen, values, images, root, max_pixels)
+    values = _values(row, pairs, question, images)
+    marked = _marked(row, pairs, values, images, root, max_pixels)
     frame = _frame(images, coords, resize)
     texts = [_ready_context(row)]
-    for name, form in chosen:
+    for name, form in pairs:
         text = _describe(name, values[name], frame) if form != "drawn" else ""
         texts.append(section(name, text) if text else "")
     meta = as_object(row.get("meta"), "meta")
@@ -180,14 +180,14 @@ def _images(
 
 def _values(
     row: Mapping[str, Any],
-    chosen: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str, str]],
     question: Question,
     images: Sequence[Image.Image],
 ) -> dict[str, Any]:
     raw = {"answer": question.answer, **as_object(row.get("annotations"), "annotations")}
     sizes = [image.size for image in images]
     values = {}
-    for name, _ in chosen:
+    for name, _ in pairs:
         kind = annotation_type(name)
         with _blaming(name):
             values[name] = kind.parse(raw.get(name), sizes)
@@ -227,7 +227,7 @@ def _draw(
 
 def _marked(
     row: Mapping[str, Any],
-    chosen: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str, str]],
     values: Mapping[str, Any],
     images: tuple[Image.Image, ...],
     root: str | Path | None,
@@ -235,14 +235,14 @@ def _marked(
 ) -> tuple[Image.Image, ...]:
     if row.get("teacher_images") is not None:
         given = _images(row, "teacher_images", root, max_pixels)
-        if any(form != "text" for _, form in chosen):
+        if any(form != "text" for _, form in pairs):
             raise ValueError(
                 "the row has teacher_images of its own, on which nothing is drawn: choose form "
                 "'text', or leave teacher_images out"
             )
         return given
     marked: Sequence[Image.Image] = images
-    for name, form in chosen:
+    for name, form in pairs:
         kind = annotation_type(name)
         if form != "text" and isinstance(kind, DrawnType):
             marked = _draw(name, kind, marked, values[name])

@@ -301,14 +301,14 @@ def adjusted(
 
 def configured_method(config: RunConfig) -> Method:
     """The table named in the config, with the config's choices where the paper leaves one."""
-    chosen = config.method
+    settings = config.method
     return adjusted(
-        method(chosen.name),
-        self_target=chosen.self_target,
-        top_k=chosen.top_k,
-        support=chosen.support,
-        tail=chosen.tail,
-        light_weight=chosen.light_weight,
-        weak_weight=chosen.weak_weight,
-        reduction=chosen.reduction,
+        method(settings.name),
+        self_target=settings.self_target,
+        top_k=settings.top_k,
+        support=settings.support,
+        tail=settings.tail,
+        light_weight=settings.light_weight,
+        weak_weight=settings.weak_weight,
+        reduction=settings.reduction,
     )

@@ -263,13 +263,13 @@ class Loop:
 
     def probe(self, score_answer: ScoreAnswer) -> dict[str, float]:
         """Greedy accuracy and length of the student in both views on the first training prompts."""
-        state, chosen = self.state, []
+        state, encoded = self.state, []
         for index in self.share(self.probe_rows):
             try:
-                chosen.append(encode_sample(state, self.samples[index]))
+                encoded.append(encode_sample(state, self.samples[index]))
             except ValueError:
                 continue  # batch() records it when its turn comes
-        values = privilege_probe(state, chosen, score_answer)
+        values = privilege_probe(state, encoded, score_answer)
         if state.step == 0 and state.method.needs_self_target:
             self.warn_of_no_gain(values)
         return values
@@ -299,12 +299,12 @@ def row_order(num_rows: int, seed: int, start: int, count: int) -> list[int]:
     """
     if num_rows == 0:
         raise ValueError("there is no training row; see data.train and the rows that were skipped")
-    chosen: list[int] = []
-    while len(chosen) < count:
-        epoch, offset = divmod(start + len(chosen), num_rows)
-        wanted = slice(offset, offset + count - len(chosen))
-        chosen += _permutation(num_rows, seed * 1_000_003 + epoch)[wanted].tolist()
-    return chosen
+    rows: list[int] = []
+    while len(rows) < count:
+        epoch, offset = divmod(start + len(rows), num_rows)
+        wanted = slice(offset, offset + count - len(rows))
+        rows += _permutation(num_rows, seed * 1_000_003 + epoch)[wanted].tolist()
+    return rows
 
 
 @lru_cache(maxsize=1)

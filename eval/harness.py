@@ -103,13 +103,13 @@ def evaluate(
         ValueError: unknown view, task or setting; no samples; a uid held twice.
     """
     task = load_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
-    chosen = list(samples or ())[:limit]
-    _check(task, view, chosen)
+    given = list(samples or ())[:limit]
+    _check(task, view, given)
     seeded = {} if seed is None else {"seed": seed}
     job = Job(
         task=task,
         view=view,
-        samples=chosen,
+        samples=given,
         sampling=replace(task.generation, **_checked_settings(generation or {}), **seeded),
         num_samples=len(samples or ()),
     )
@@ -158,17 +158,17 @@ def _run(
         records = _judged(records, job, judge, out, progress)
     if state.num_processes > 1:
         records = sorted(gather_object(records), key=lambda r: (r["doc_id"], r["sample_idx"]))
-    found = replace(
+    results = replace(
         aggregate(job.task, job.view, source.name, job.samples, records),
         samples_path=store.path if store else None,
         settings=_settings(job, source),
     )
     if judge is not None and job.task.judge:
-        found = _with_judge(found, records, judge)
+        results = _with_judge(results, records, judge)
     if store is not None and state.is_main_process:
-        _write(found, records, store)
+        _write(results, records, store)
     state.wait_for_everyone()
-    return found
+    return results
 
 
 def _judged(
@@ -194,9 +194,9 @@ def _with_judge(found: Results, records: Sequence[Record], judge: Endpoint) -> R
     )
 
 
-def _write(found: Results, records: Sequence[Record], store: SampleStore) -> None:
+def _write(results: Results, records: Sequence[Record], store: SampleStore) -> None:
     store.finish(records)
-    write_results([found], store.path.parent, f"results_{found.name}__{found.view}.json")
+    write_results([results], store.path.parent, f"results_{results.name}__{results.view}.json")
 
 
 def _source(

@@ -49,12 +49,12 @@ def scorer(answer_type: str, **options: Any) -> Scorer:
     """
     if answer_type not in SCORERS:
         raise unknown("answer_type", answer_type, SCORERS)
-    chosen = SCORERS[answer_type]
+    entry = SCORERS[answer_type]
 
     def count(text: str, sample: Sample) -> Score:
         if not sample.answer.strip():
             raise ValueError(f"sample {sample.uid!r} has no gold answer")
-        return chosen(text, sample, **options)
+        return entry(text, sample, **options)
 
     return count
 

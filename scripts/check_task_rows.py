@@ -57,21 +57,23 @@ def main(arguments: Sequence[str]) -> int:
             columns = {key: value for key, value in task.columns.items() if key != "images"}
             task = replace(task, columns=columns, frames=0)
         raw = task_rows(task, options.rows)
-        found = convert(task, raw, options.limit)
+        conversion = convert(task, raw, options.limit)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{task.name}: {len(raw)} rows, {len(found.rows)} used, {found.left_out} left out")
-    for problem in found.problems[:SHOWN]:
+    print(
+        f"{task.name}: {len(raw)} rows, {len(conversion.rows)} used, {conversion.left_out} left out"
+    )
+    for problem in conversion.problems[:SHOWN]:
         print(f"  {problem}")
     verdicts = check(
-        task, [(row, raw[at]) for row, at in zip(found.rows, found.places, strict=True)]
+        task, [(row, raw[at]) for row, at in zip(conversion.rows, conversion.places, strict=True)]
     )
     for name, counts in verdicts.items():
         print(f"{name}: {counts.tried - len(counts.wrong)}/{counts.tried}")
         for line in counts.wrong[:SHOWN]:
             print(f"  {line}")
-    return 1 if found.problems or any(counts.wrong for counts in verdicts.values()) else 0
+    return 1 if conversion.problems or any(counts.wrong for counts in verdicts.values()) else 0
 
 
 def check(task: Benchmark, pairs: Sequence[tuple[Row, Row]]) -> dict[str, Verdicts]:
@@ -81,7 +83,7 @@ def check(task: Benchmark, pairs: Sequence[tuple[Row, Row]]) -> dict[str, Verdic
     """
     count = row_scorer(task.answer_type, task.scorer)
     names = ("gold accepted", "wrong rejected", "empty unread")
-    gold, wrong, empty = found = [Verdicts() for _ in names]
+    gold, wrong, empty = counts = [Verdicts() for _ in names]
     for row, raw in pairs:
         try:
             sample = make_sample(row, [])
@@ -99,7 +101,7 @@ def check(task: Benchmark, pairs: Sequence[tuple[Row, Row]]) -> dict[str, Verdic
         except Exception as error:  # a row, or an answer, that the scorer cannot read
             gold.tried += 1
             gold.wrong.append(f"{row.get('uid')}: {type(error).__name__}: {error}")
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, counts, strict=True))
 
 
 def gold_text(task: Benchmark, sample: Sample, raw: Row) -> str | None:
@@ -182,8 +184,8 @@ def _grid(sample: Sample, raw: Row) -> str:
 
 
 def _arrangement(sample: Sample, raw: Row) -> str | None:
-    found = solve(raw["code"])
-    return found and f"```python\n{found}\n```"
+    solution = solve(raw["code"])
+    return solution and f"```python\n{solution}\n```"
 
 
 def _other_letter(sample: Sample) -> str:

@@ -28,10 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--coords", default="qwen3", help="coordinates of places in the text")
     options = parser.parse_args(arguments)
     pairs = [name.partition(":") for name in options.annotations]
-    chosen = [(name, form) if form else name for name, _, form in pairs]
+    wanted = [(name, form) if form else name for name, _, form in pairs]
     try:
         rows = rows_of(options.source, options.split)
-        written, skipped = export(options.kind, rows, chosen, options.out, coords=options.coords)
+        written, skipped = export(options.kind, rows, wanted, options.out, coords=options.coords)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -254,8 +254,8 @@ def _all_types(rows: Sequence[Mapping[str, Any]]) -> list[AnnotationChoice]:
 
 
 def _annotations(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = row.get("annotations")
-    return found if isinstance(found, Mapping) else {}
+    annotations = row.get("annotations")
+    return annotations if isinstance(annotations, Mapping) else {}
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -77,16 +77,20 @@ def final_scores(folder: Path) -> dict[str, float]:
 
 def table(out: Path, methods: Sequence[str], seeds: Sequence[str]) -> Table:
     """Methods down, tasks and views across."""
-    found = {m: [s for seed in seeds if (s := final_scores(out / f"{m}-{seed}"))] for m in methods}
-    columns = sorted({name for scores in found.values() for one in scores for name in one})
-    made = Table(title="accuracy in %, mean +- standard error over seeds")
-    made.add_column("method")
-    made.add_column("seeds", justify="right")
+    by_method = {
+        m: [s for seed in seeds if (s := final_scores(out / f"{m}-{seed}"))] for m in methods
+    }
+    columns = sorted({name for scores in by_method.values() for one in scores for name in one})
+    rich_table = Table(title="accuracy in %, mean +- standard error over seeds")
+    rich_table.add_column("method")
+    rich_table.add_column("seeds", justify="right")
     for name in columns:
-        made.add_column(name, justify="right")
-    for method, scores in found.items():
-        made.add_row(method, str(len(scores)), *(cell([s[c] for s in scores]) for c in columns))
-    return made
+        rich_table.add_column(name, justify="right")
+    for method, scores in by_method.items():
+        rich_table.add_row(
+            method, str(len(scores)), *(cell([s[c] for s in scores]) for c in columns)
+        )
+    return rich_table
 
 
 def cell(values: Sequence[float]) -> str:

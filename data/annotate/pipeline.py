@@ -176,7 +176,7 @@ class _Run:
 
     def of_row(self, row: Row) -> dict[str, Any] | Dropped | None:
         """{kind: value} of a finished row, why it is dropped, or None while something is missing."""
-        uid, made = uid_of(row), {}
+        uid, answers = uid_of(row), {}
         if uid in self.bad_rows:
             return Dropped(kind="", step="", reason=self.bad_rows[uid])
         try:
@@ -189,8 +189,8 @@ class _Run:
                 return state
             if isinstance(state, Needed):
                 return None
-            made[kind] = state.value
-        return made
+            answers[kind] = state.value
+        return answers
 
     async def _ask(self, client: Client, kind: str, state: Needed, shown: Asked) -> Record:
         """One request, as the record that is kept."""
@@ -252,21 +252,21 @@ def _write(run: _Run, out: Path, stopped: str) -> Outcome:
         dropped_part.open("w", encoding="utf-8") as bad,
     ):
         for number, row in enumerate(run.rows):
-            found = run.of_row(row)
-            if isinstance(found, dict):
+            outcomes = run.of_row(row)
+            if isinstance(outcomes, dict):
                 try:
-                    made = _annotated(row, found, run.endpoint.model)
+                    annotated = _annotated(row, outcomes, run.endpoint.model)
                     root = row["origin"]["root"]
-                    good.write(to_line(with_files(made, f"{number:07d}", out, root)))
+                    good.write(to_line(with_files(annotated, f"{number:07d}", out, root)))
                     kept += 1
                     continue
                 except ValueError as error:
-                    found = Dropped(kind="", step="", reason=f"row: {error}")
-            if found is None:
+                    outcomes = Dropped(kind="", step="", reason=f"row: {error}")
+            if outcomes is None:
                 pending += 1
                 continue
-            bad.write(to_line({"uid": uid_of(row), **vars(found)}))
-            dropped[found.reason.partition(":")[0]] += 1
+            bad.write(to_line({"uid": uid_of(row), **vars(outcomes)}))
+            dropped[outcomes.reason.partition(":")[0]] += 1
     return Outcome(
         kept=kept, dropped=dict(dropped), pending=pending, stopped=stopped, progress=run.progress
     )

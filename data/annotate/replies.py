@@ -94,10 +94,10 @@ def verdict(text: str, finish_reason: str) -> tuple[bool, str]:
     """
     if finish_reason == "length":
         raise BadReplyError("cut: the reply reached max_tokens")
-    found = json_in(text)
-    if not isinstance(found, Mapping) or not isinstance(found.get("good"), bool):
+    reply = json_in(text)
+    if not isinstance(reply, Mapping) or not isinstance(reply.get("good"), bool):
         raise BadReplyError(f'form: need {{"good": true or false}}, got {_quoted(text)}')
-    return found["good"], str(found.get("reason") or "")
+    return reply["good"], str(reply.get("reason") or "")
 
 
 def json_in(text: str) -> Any:
@@ -119,13 +119,13 @@ def json_in(text: str) -> Any:
     return value
 
 
-def _boxes(found: Any, frames: Sequence[Frame]) -> list[dict[str, Any]]:
+def _boxes(value: Any, frames: Sequence[Frame]) -> list[dict[str, Any]]:
     """XYWH boxes in pixels of the row's images."""
-    if isinstance(found, Mapping):
-        found = [found] if "bbox_2d" in found else found.get("boxes")
-    if not isinstance(found, list):
+    if isinstance(value, Mapping):
+        value = [value] if "bbox_2d" in value else value.get("boxes")
+    if not isinstance(value, list):
         raise BadReplyError("form: need a list of boxes")
-    return [_box(index, entry, frames) for index, entry in enumerate(found)]
+    return [_box(index, entry, frames) for index, entry in enumerate(value)]
 
 
 def _box(index: int, entry: Any, frames: Sequence[Frame]) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def _box(index: int, entry: Any, frames: Sequence[Frame]) -> dict[str, Any]:
     frame = frames[image - 1]
     left, top, right, bottom = (round(value, 2) for value in decode(place, frame))
     bbox = [left, top, round(right - left, 2), round(bottom - top, 2)]
-    made = {"bbox": bbox, "label": entry["label"].strip()}
-    return {**made, "image": image - 1} if len(frames) > 1 else made
+    box = {"bbox": bbox, "label": entry["label"].strip()}
+    return {**box, "image": image - 1} if len(frames) > 1 else box
 
 
 def _is_number(value: Any) -> bool:
@@ -149,11 +149,11 @@ def _is_number(value: Any) -> bool:
     return is_number and math.isfinite(value)
 
 
-def _lines(found: Any) -> list[str]:
+def _lines(value: Any) -> list[str]:
     """The non-empty strings of a list."""
-    if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
         raise BadReplyError("form: need a list of strings")
-    return [line.strip() for line in found if line.strip()]
+    return [line.strip() for line in value if line.strip()]
 
 
 def described(kind: str, value: Any, frames: Sequence[Frame]) -> str:

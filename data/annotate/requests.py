@@ -181,7 +181,7 @@ def _filled(template: str, row: Asked, more: Mapping[str, str]) -> str:
         "image": ', "image": number of the image, from 1' if len(row.frames) > 1 else "",
         **more,
     }
-    return re.sub(rf"\{{({'|'.join(values)})\}}", lambda found: values[found[1]], template)
+    return re.sub(rf"\{{({'|'.join(values)})\}}", lambda match: values[match[1]], template)
 
 
 def _question(question: Question) -> str:

@@ -27,15 +27,15 @@ def disclosed(text: str, answer: str, choices: Mapping[str, str] | None = None) 
         return None
     letters = re.sub(r"[,\s]", "", answer) if choices else ""
     if choices and (answer in choices or all(letter in choices for letter in letters)):
-        chosen = [answer] if answer in choices else list(letters)
-        found = [_letter(text, letter) or _phrase(text, choices[letter]) for letter in chosen]
-        return next(filter(None, found), None)
+        named = [answer] if answer in choices else list(letters)
+        places = [_letter(text, letter) or _phrase(text, choices[letter]) for letter in named]
+        return next(filter(None, places), None)
     return _phrase(text, answer)
 
 
 def _letter(text: str, letter: str) -> str | None:
     escaped = re.escape(letter)
-    found = re.search(
+    match = re.search(
         rf"\({escaped}\)|(?<!\w){escaped}\)|\*\*{escaped}[.:)]?\*\*|\\boxed\{{{escaped}\}}|"
         rf"""["'`]{escaped}["'`]|"""
         rf"(?i:option|choice|answer|letter|select|choose|pick|correct|right)(?:\s+(?i:one))?"
@@ -44,25 +44,25 @@ def _letter(text: str, letter: str) -> str | None:
         rf"^\s*{escaped}\s*[.:]?\s*$",
         text,
     )
-    return found.group(0).strip() if found else None
+    return match.group(0).strip() if match else None
 
 
 def _phrase(text: str, answer: str) -> str | None:
     value = _as_number(answer)
     if value is not None:
         return _number(text, value)
-    found = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE)
-    return found.group(0) if found else None
+    match = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE)
+    return match.group(0) if match else None
 
 
 def _number(text: str, value: float) -> str | None:
     for pattern in (_FRACTION, _NUMBER):
-        for found in pattern.finditer(text):
-            if _as_number(found.group(0)) == value:
-                return found.group(0)
+        for match in pattern.finditer(text):
+            if _as_number(match.group(0)) == value:
+                return match.group(0)
     words = _words(value)
-    found = re.search(rf"\b{words}\b", text, re.IGNORECASE) if words else None
-    return found.group(0) if found else None
+    match = re.search(rf"\b{words}\b", text, re.IGNORECASE) if words else None
+    return match.group(0) if match else None
 
 
 def _words(value: float) -> str | None:
@@ -76,9 +76,9 @@ def _words(value: float) -> str | None:
 
 
 def _as_number(text: str) -> float | None:
-    found = _FRACTION.fullmatch(text.strip(" $%"))
-    if found:
-        above, below = (int(part) for part in found.groups() if part is not None)
+    match = _FRACTION.fullmatch(text.strip(" $%"))
+    if match:
+        above, below = (int(part) for part in match.groups() if part is not None)
         return above / below if below else None
     try:
         return float(text.replace(",", "").strip(" $%"))

@@ -75,7 +75,7 @@ def describe_by_image(items: Sequence[tuple[int, Any]], frame: Frame) -> str:
         return json.dumps([item for _, item in items], ensure_ascii=False)
     lines = []
     for index in range(1 + len(frame.rest)):
-        found = [item for image, item in items if image == index]
-        if found:
-            lines.append(f"image {index + 1}: {json.dumps(found, ensure_ascii=False)}")
+        here = [item for image, item in items if image == index]
+        if here:
+            lines.append(f"image {index + 1}: {json.dumps(here, ensure_ascii=False)}")
     return "\n".join(lines)

@@ -121,7 +121,7 @@ def forms(name: str) -> tuple[str, ...]:
 @cache
 def _plugins() -> dict[str, EntryPoint]:
     """Types that other packages offer, by name; they are loaded when asked for."""
-    found = {}
+    points = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in TYPES:
             warnings.warn(
@@ -129,8 +129,8 @@ def _plugins() -> dict[str, EntryPoint]:
                 stacklevel=3,
             )
         else:
-            found[point.name] = point
-    return found
+            points[point.name] = point
+    return points
 
 
 @cache

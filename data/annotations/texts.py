@@ -37,10 +37,10 @@ class Hints:
     def check(self, value: Sequence[str], answer: str, choices: Mapping[str, str] | None) -> None:
         """Raises ValueError for the first step that discloses the answer."""
         for index, step in enumerate(value):
-            found = disclosed(ENUMERATION.sub("", step), answer, choices)
-            if found is not None:
+            place = disclosed(ENUMERATION.sub("", step), answer, choices)
+            if place is not None:
                 raise ValueError(
-                    f"[{index}] {step!r} discloses the answer {answer!r} (as {found!r}); hints say "
+                    f"[{index}] {step!r} discloses the answer {answer!r} (as {place!r}); hints say "
                     "what to do, not what comes out: reword the step or drop it"
                 )
 

@@ -30,12 +30,12 @@ def rows(split: str, num: int, seed: int = 0) -> list[dict[str, Any]]:
     if split not in SPLITS:
         raise ValueError(f"lists has no split {split!r}; it has: {', '.join(SPLITS)}")
     lengths = (4, 5) if split == "shifted" else (2, 3)
-    made = []
+    lines = []
     for index in range(num):
         generator = np.random.default_rng([100 + SPLITS.index(split), seed, index])
         uid = f"lists-{split}-{seed}-{index:06d}"
-        made.append(make_row(generator, uid, split, lengths=lengths, seed=seed))
-    return made
+        lines.append(make_row(generator, uid, split, lengths=lengths, seed=seed))
+    return lines
 
 
 def make_row(

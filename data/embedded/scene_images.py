@@ -107,9 +107,9 @@ def placed(
 ) -> tuple[Item, ...]:
     """The items at random places inside the image, hardly over each other, such that `fits`."""
     while True:
-        found = _placed_once(generator, items)
-        if found is not None and fits(found):
-            return tuple(found)
+        items_placed = _placed_once(generator, items)
+        if items_placed is not None and fits(items_placed):
+            return tuple(items_placed)
 
 
 def render(
@@ -138,17 +138,17 @@ def render(
 
 
 def _placed_once(generator: np.random.Generator, items: Sequence[Item]) -> list[Item] | None:
-    found: list[Item] = []
+    items_placed: list[Item] = []
     for item in items:
         for x, y in generator.random((TRIES, 2)):
             moved = _moved(item, x, y)
             if all(_overlap(moved.footprint, other.footprint) <= LARGEST_OVERLAP * (not item.tag)
-                   for other in found):  # fmt: skip
-                found.append(moved)
+                   for other in items_placed):  # fmt: skip
+                items_placed.append(moved)
                 break
         else:
             return None
-    return found
+    return items_placed
 
 
 def _moved(item: Item, x: float, y: float) -> Item:

@@ -65,18 +65,18 @@ def _which(generator: np.random.Generator, split: str, slot: int) -> Puzzle:
     items = random_items(generator, _kinds(generator, split), CROWDS[split])
     asked = [int(index) for index in generator.permutation(len(items))[:4]]
 
-    def order(found: Sequence[Item]) -> list[int]:
-        return sorted(asked, key=lambda index: sign * found[index].centre[axis])
+    def order(items_in: Sequence[Item]) -> list[int]:
+        return sorted(asked, key=lambda index: sign * items_in[index].centre[axis])
 
-    def fits(found: Sequence[Item]) -> bool:
-        first, second = (found[index].centre[axis] for index in order(found)[:2])
+    def fits(items_in: Sequence[Item]) -> bool:
+        first, second = (items_in[index].centre[axis] for index in order(items_in)[:2])
         return abs(first - second) >= MARGIN
 
-    found = placed(generator, items, fits)
-    labels = [found[index].label for index in order(found)]
+    scene = placed(generator, items, fits)
+    labels = [scene[index].label for index in order(scene)]
     choices, answer = _lettered(generator, labels[0], labels[1:], slot)
     return Puzzle(
-        kind="which", items=found, asked=tuple(asked), choices=choices, answer=answer,
+        kind="which", items=scene, asked=tuple(asked), choices=choices, answer=answer,
         question=f"Which of these is {way} in the picture?",
         hints=(
             "Find each option in the picture.",
@@ -96,10 +96,10 @@ def _count(generator: np.random.Generator, split: str, slot: int) -> Puzzle:
     copies = [rival] * int(generator.integers(3))
     items = random_items(generator, [target] * count + copies + others, CROWDS[split])
     generator.shuffle(items)  # type: ignore[arg-type]
-    found = placed(generator, items, lambda _: True)
-    asked = tuple(i for i, item in enumerate(found) if item.look.sprite == target)
+    scene = placed(generator, items, lambda _: True)
+    asked = tuple(i for i, item in enumerate(scene) if item.look.sprite == target)
     return Puzzle(
-        kind="count", items=found, asked=asked, answer=str(count),
+        kind="count", items=scene, asked=asked, answer=str(count),
         question=f"How many {target.plural} are in the picture?",
         hints=(
             f"Go through the picture from left to right and look for {target.plural}.",
@@ -116,18 +116,18 @@ def _where(generator: np.random.Generator, split: str, slot: int) -> Puzzle:
     target = int(generator.integers(len(items)))
     quarter = slot % 4
 
-    def fits(found: Sequence[Item]) -> bool:
-        offsets = [c - s / 2 for c, s in zip(found[target].centre, SIZE, strict=True)]
+    def fits(items_in: Sequence[Item]) -> bool:
+        offsets = [c - s / 2 for c, s in zip(items_in[target].centre, SIZE, strict=True)]
         is_far = min(abs(offset) for offset in offsets) >= MARGIN
         return is_far and quarter == 2 * (offsets[1] > 0) + (offsets[0] > 0)
 
-    found = placed(generator, items, fits)
+    scene = placed(generator, items, fits)
     right = QUARTERS[quarter]
     others = [name for name in QUARTERS if name != right]
     choices, answer = _lettered(generator, right, others, slot + slot // 4)
-    label = found[target].label
+    label = scene[target].label
     return Puzzle(
-        kind="where", items=found, asked=(target,), choices=choices, answer=answer,
+        kind="where", items=scene, asked=(target,), choices=choices, answer=answer,
         question=f"In which quarter of the picture is the {label}?",
         hints=(
             f"Find the {label}.",
@@ -144,16 +144,16 @@ def _relation(generator: np.random.Generator, split: str, slot: int) -> Puzzle:
     right = list(DIRECTIONS)[slot % 4]
     axis, sign = DIRECTIONS[right]
 
-    def fits(found: Sequence[Item]) -> bool:
-        offset = [b - a for a, b in zip(found[other].centre, found[one].centre, strict=True)]
+    def fits(items_in: Sequence[Item]) -> bool:
+        offset = [b - a for a, b in zip(items_in[other].centre, items_in[one].centre, strict=True)]
         return sign * offset[axis] >= max(3 * MARGIN, SLANT * abs(offset[1 - axis]))
 
-    found = placed(generator, items, fits)
+    scene = placed(generator, items, fits)
     others = [name for name in DIRECTIONS if name != right]
     choices, answer = _lettered(generator, right, others, slot + slot // 4)
-    a, b = found[one].label, found[other].label
+    a, b = scene[one].label, scene[other].label
     return Puzzle(
-        kind="relation", items=found, asked=(one, other), choices=choices, answer=answer,
+        kind="relation", items=scene, asked=(one, other), choices=choices, answer=answer,
         question=f"Where is the {a}, seen from the {b}?",
         hints=(
             f"Find the {a} and the {b}.",
@@ -170,17 +170,17 @@ def _text(generator: np.random.Generator, split: str, slot: int) -> Puzzle:
     tags = generator.permutation([a + b for a in TAG_LETTERS for b in TAG_DIGITS])
     tagged = [replace(item, tag=str(tag)) for item, tag in zip(items, tags, strict=False)]
     target, *others = (int(index) for index in generator.permutation(len(items))[:4])
-    found = placed(generator, tagged, lambda _: True)
+    scene = placed(generator, tagged, lambda _: True)
     choices, answer = _lettered(
-        generator, found[target].tag, [found[index].tag for index in others], slot
+        generator, scene[target].tag, [scene[index].tag for index in others], slot
     )
-    label = found[target].label
+    label = scene[target].label
     return Puzzle(
-        kind="text", items=found, asked=(target,), choices=choices, answer=answer,
+        kind="text", items=scene, asked=(target,), choices=choices, answer=answer,
         question=f"What is written on the label below the {label}?",
         hints=(f"Find the {label}.", "Look closely at the small label at its lower edge."),
         summary=f"Find the {label} and read its label, no other one.",
-        working=f"the label below the {label} reads {found[target].tag}",
+        working=f"the label below the {label} reads {scene[target].tag}",
     )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def annotations(puzzle: Puzzle, masks: np.ndarray, background: str) -> dict[str,
     """
     asked = [(puzzle.items[index], masks[index]) for index in puzzle.asked]
     boxes = [{"bbox": _xywh(mask), "label": item.label} for item, mask in asked]
-    found: dict[str, Any] = {
+    by_type: dict[str, Any] = {
         "boxes": boxes,
         "points": [_point(item, mask) for item, mask in asked],
         "masks": [{"segmentation": encode_runs(mask), "label": item.label} for item, mask in asked],
@@ -103,8 +103,8 @@ def annotations(puzzle: Puzzle, masks: np.ndarray, background: str) -> dict[str,
     }
     if puzzle.kind == "text":
         around = [{"bbox": _around(item), "label": f"{item.label} with label"} for item, _ in asked]
-        found |= {"crops": around, "ocr": [_word(item) for item in puzzle.items]}
-    return found
+        by_type |= {"crops": around, "ocr": [_word(item) for item in puzzle.items]}
+    return by_type
 
 
 def _stream(split: str, seed: int, index: int) -> list[int]:

@@ -85,16 +85,16 @@ def _read(folder: Path) -> list[dict[str, Any]]:
 
 
 def _options(source: str, name: str, query: str) -> dict[str, Any]:
-    found = {}
+    options = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         _check_known(f"option of embedded:{name}", key, tuple(OPTIONS[name]))
         try:
-            found[key] = OPTIONS[name][key](value)
+            options[key] = OPTIONS[name][key](value)
         except ValueError as error:
             raise ValueError(f"{source!r}: {key}={value!r} is no number") from error
-        if found[key] < 0:
+        if options[key] < 0:
             raise ValueError(f"{source!r}: {key}={value!r} must not be negative")
-    return found
+    return options
 
 
 def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:

@@ -161,10 +161,10 @@ def make_scene(
         generator.shuffle(is_match)
         matching = [pair for pair in allowed if asked in pair]
         others = [pair for pair in allowed if asked not in pair]
-        chosen = [_draw(generator, matching if hit else others) for hit in is_match]
-        if not need or any(pair in need for pair in chosen):
+        objects = [_draw(generator, matching if hit else others) for hit in is_match]
+        if not need or any(pair in need for pair in objects):
             break
-    things = tuple(_place(generator, pair, columns, i) for i, pair in enumerate(chosen))
+    things = tuple(_place(generator, pair, columns, i) for i, pair in enumerate(objects))
     return Scene(columns=columns, things=things, asked=asked)
 
 

@@ -42,15 +42,15 @@ def from_llava(source: Path, question: str) -> Iterator[Row]:
 def from_trl(source: Path, question: str) -> Iterator[Row]:
     """TRL's vision rows: `messages`, or `prompt` and `completion`, with `privileged_context`."""
     for row in read_rows(source):
-        made = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+        kept = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
         prompt, completion = row.get("prompt"), row.get("completion")
         if isinstance(prompt, str):
-            made["question"] = prompt
+            kept["question"] = prompt
         elif prompt is not None:
-            made["messages"] = prompt
-        if completion is not None and made.get("answer") is None:
-            made["answer"] = completion if isinstance(completion, str) else _text_of(completion[0])
-        yield made
+            kept["messages"] = prompt
+        if completion is not None and kept.get("answer") is None:
+            kept["answer"] = completion if isinstance(completion, str) else _text_of(completion[0])
+        yield kept
 
 
 def from_ms_swift(source: Path, question: str) -> Iterator[Row]:

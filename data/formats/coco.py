@@ -31,9 +31,9 @@ def from_coco(source: Path, question: str) -> Iterator[Row]:
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     data = [read_json(file) for file in files]
     names = {e["id"]: e["name"] for part in data for e in part.get("categories", [])}
-    found: dict[Any, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    by_image: dict[Any, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for entry in (entry for part in data for entry in part.get("annotations", [])):
-        of_image = found[entry["image_id"]]
+        of_image = by_image[entry["image_id"]]
         if "caption" in entry:
             of_image["captions"].append(entry["caption"])
         if entry.get("iscrowd"):
@@ -45,14 +45,14 @@ def from_coco(source: Path, question: str) -> Iterator[Row]:
                 area = {"segmentation": entry["segmentation"], "label": label}
                 of_image["masks"].append(area)
     images = _images([image for part in data for image in part["images"]])
-    strays = sum(len(kinds[kind]) for name, kinds in found.items() if name not in images
+    strays = sum(len(kinds[kind]) for name, kinds in by_image.items() if name not in images
                  for kind in ("boxes", "captions", "crowds"))  # fmt: skip
     if strays:
         warnings.warn(
             f"{source}: {strays} annotations of unlisted images are left out", stacklevel=2
         )
     for name, image in images.items():
-        kinds = {kind: list(values) for kind, values in found[name].items()}
+        kinds = {kind: list(values) for kind, values in by_image[name].items()}
         crowds = len(kinds.pop("crowds", []))
         yield {
             "uid": str(name),
@@ -66,15 +66,15 @@ def from_coco(source: Path, question: str) -> Iterator[Row]:
 
 def _images(entries: Sequence[Mapping[str, Any]]) -> dict[Any, Mapping[str, Any]]:
     """The images by id; ValueError for an id of two files, whose annotations cannot be told apart."""
-    found: dict[Any, Mapping[str, Any]] = {}
+    by_id: dict[Any, Mapping[str, Any]] = {}
     for entry in entries:
-        first = found.setdefault(entry["id"], entry)
+        first = by_id.setdefault(entry["id"], entry)
         if first["file_name"] != entry["file_name"]:
             raise ValueError(
                 f"image id {entry['id']!r} is both {first['file_name']!r} and {entry['file_name']!r}; "
                 "ids must be unique"
             )
-    return found
+    return by_id
 
 
 def from_refcoco(source: Path, question: str) -> Iterator[Row]:

@@ -73,15 +73,15 @@ def with_bytes(row: Mapping[str, Any]) -> Row:
     """
     if row.get("videos"):
         raise ValueError("rows with videos have no Parquet form: keep them in a folder")
-    made = {key: value for key, value in row.items() if key != "origin"}
+    plain = {key: value for key, value in row.items() if key != "origin"}
     root = origin_of(row).get("root")
     for field in JSON_COLUMNS:
-        if made.get(field) is not None and not isinstance(made[field], str):
-            made[field] = json.dumps(made[field], ensure_ascii=False)
+        if plain.get(field) is not None and not isinstance(plain[field], str):
+            plain[field] = json.dumps(plain[field], ensure_ascii=False)
     for field in ("images", "teacher_images"):
         if row.get(field) is not None:
-            made[field] = [_embedded(load_image(source, root=root)) for source in row[field]]
-    return made
+            plain[field] = [_embedded(load_image(source, root=root)) for source in row[field]]
+    return plain
 
 
 def export(
@@ -164,20 +164,20 @@ def _write_groups(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
     return written
 
 
-def _features(found: Any) -> Any:
+def _features(inferred: Any) -> Any:
     """The features with image columns as such."""
     import datasets
 
-    images = {name: datasets.List(datasets.Image()) for name in IMAGES if name in found}
-    return datasets.Features({**found, **images})
+    images = {name: datasets.List(datasets.Image()) for name in IMAGES if name in inferred}
+    return datasets.Features({**inferred, **images})
 
 
-def _check_types(found: Mapping[str, Any], features: Mapping[str, Any]) -> None:
+def _check_types(inferred: Mapping[str, Any], features: Mapping[str, Any]) -> None:
     """Columns must not change their type: a cast would turn a list into text in silence."""
     for name, feature in features.items():
-        kinds = {_type_of(feature), _type_of(found.get(name))} - {"null", "NoneType"}
+        kinds = {_type_of(feature), _type_of(inferred.get(name))} - {"null", "NoneType"}
         if len(kinds) > 1:
-            raise ValueError(f"{name} is {found[name]}, was {feature}")
+            raise ValueError(f"{name} is {inferred[name]}, was {feature}")
 
 
 def _type_of(feature: Any) -> str:

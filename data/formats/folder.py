@@ -41,11 +41,11 @@ def write_rows(
     with replacing(out / METADATA) as partial, partial.open("w", encoding="utf-8") as file:
         for number, row in enumerate(rows):
             try:
-                made = with_files(row, f"{number:07d}", out, root)
+                stored_row = with_files(row, f"{number:07d}", out, root)
             except ValueError as error:
                 skipped.append({"uid": str(row.get("uid")), "reason": str(error)})
                 continue
-            file.write(to_line(made))
+            file.write(to_line(stored_row))
             written += 1
     return written, skipped
 
@@ -56,7 +56,7 @@ def with_files(row: Mapping[str, Any], stem: str, out: Path, root: str | Path | 
     Raises:
         ValueError: an image that cannot be loaded; none of the row's images is then left.
     """
-    made = {key: value for key, value in row.items() if key != "origin"}
+    stored_row = {key: value for key, value in row.items() if key != "origin"}
     names = [name for name in IMAGE_COLUMNS if row.get(name) is not None]
     for name in names:
         if not isinstance(row[name], Sequence) or isinstance(row[name], str):
@@ -65,16 +65,16 @@ def with_files(row: Mapping[str, Any], stem: str, out: Path, root: str | Path | 
         name: [(source, load_image(source, root=root)) for source in row[name]] for name in names
     }
     if row.get("videos") is not None:
-        made["videos"] = [
+        stored_row["videos"] = [
             _store_video(source, out, f"images/{stem}-videos-{index}", root)
             for index, source in enumerate(row["videos"])
         ]
     for name, images in loaded.items():
-        made[name] = [
+        stored_row[name] = [
             store_image(source, image, out, f"images/{stem}-{name}-{index}", root)
             for index, (source, image) in enumerate(images)
         ]
-    return made
+    return stored_row
 
 
 def store_image(

@@ -47,15 +47,15 @@ def from_webdataset(source: Path, question: str) -> Iterator[Row]:
     default one, and `caption` or `txt` its answer and a caption, `cls` its answer.
     """
     for row in read_rows(source):
-        made = {"meta": {"source": source.name}, **row}
-        if made.get("question") is None and made.get("messages") is None:
+        with_source = {"meta": {"source": source.name}, **row}
+        if with_source.get("question") is None and with_source.get("messages") is None:
             caption = str(row.get("caption") or row.get("txt") or "").strip()
             answer = row.get("answer")
-            made["question"] = question
-            made["answer"] = row.get("cls") or caption if answer is None else answer
+            with_source["question"] = question
+            with_source["answer"] = row.get("cls") or caption if answer is None else answer
             if caption and not row.get("annotations"):
-                made["annotations"] = {"captions": [caption]}
-        yield made
+                with_source["annotations"] = {"captions": [caption]}
+        yield with_source
 
 
 IMPORTERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {

@@ -169,10 +169,10 @@ def _undecoded(features: Mapping[str, Any]) -> Any:
     """The features with images as path and bytes, which `load_image` then checks."""
     import datasets
 
-    made = datasets.Features(features)
-    for column, feature in made.items():
+    plain = datasets.Features(features)
+    for column, feature in plain.items():
         if isinstance(feature, datasets.Image):
-            made[column] = datasets.Image(decode=False)
+            plain[column] = datasets.Image(decode=False)
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            made[column] = datasets.List(datasets.Image(decode=False))
-    return made
+            plain[column] = datasets.List(datasets.Image(decode=False))
+    return plain

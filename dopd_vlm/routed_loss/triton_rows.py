@@ -93,18 +93,18 @@ def _top_and_rest(logits: Logits, keys: Tensor, sums: Tensor, k: int) -> tuple[T
     """
     count, num_folds = keys.shape
     width = logits.raw.shape[1]
-    chosen = min(k, num_folds)
+    num_chosen = min(k, num_folds)
     top = keys.new_empty(count, 0)
     candidates, last = (
         keys,
         keys.amax(-1) + (1 << 32),
     )  # above every entry: all of them are the rest
     if k:
-        fold_keys = keys.topk(chosen, -1).values.contiguous()
-        candidates = keys.new_empty(count, chosen * FOLD)
-        kernels.candidates_kernel[(count, chosen)](
+        fold_keys = keys.topk(num_chosen, -1).values.contiguous()
+        candidates = keys.new_empty(count, num_chosen * FOLD)
+        kernels.candidates_kernel[(count, num_chosen)](
             logits.raw, logits.raw.stride(0), _bias_or_rows(logits), fold_keys, sums, num_folds,
-            candidates, chosen, *_transform(logits), width, **_flags(logits), FOLD=FOLD,
+            candidates, num_chosen, *_transform(logits), width, **_flags(logits), FOLD=FOLD,
         )  # fmt: skip
         top = candidates.topk(k, -1).values
         last = top[:, -1].contiguous()

@@ -51,10 +51,10 @@ def to_rows(task: Benchmark, raw: Sequence[Row]) -> list[dict[str, Any]]:
     Raises:
         ValueError: what `convert` raises, and the first row that cannot be read.
     """
-    found = convert(task, raw)
-    if found.problems:
-        raise ValueError(found.problems[0])
-    return found.rows
+    conversion = convert(task, raw)
+    if conversion.problems:
+        raise ValueError(conversion.problems[0])
+    return conversion.rows
 
 
 def convert(task: Benchmark, raw: Sequence[Row], limit: int | None = None) -> Converted:
@@ -157,10 +157,10 @@ def _dialogue(task: Benchmark, raw: Row) -> dict[str, Any]:
     value = _get(task, raw, "system", "")
     text = value if isinstance(value, str) else json.dumps(value, indent=4, ensure_ascii=False)
     first = [task.system.replace("{value}", text)] if task.system else []
-    made: dict[str, Any] = {"system": "\n\n".join([*first, *own]) or None}
+    parts: dict[str, Any] = {"system": "\n\n".join([*first, *own]) or None}
     if turns:
-        made |= {"question": None, "messages": [one for one in turns if one["role"] != "system"]}
-    return made
+        parts |= {"question": None, "messages": [one for one in turns if one["role"] != "system"]}
+    return parts
 
 
 def _meta(task: Benchmark, raw: Row) -> dict[str, Any]:

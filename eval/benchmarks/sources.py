@@ -55,8 +55,8 @@ def _in_turn(labels: Sequence[str], tables: Sequence[Sequence[Row]]) -> list[Row
 
 def _from_files(task: Benchmark, folder: Path) -> list[Row]:
     """Rows of JSON-lines files, joined with their answers by `id`; the part is the pattern's group."""
-    found = {path.name: re.fullmatch(task.files, path.name) for path in sorted(folder.iterdir())}
-    names = {name: match[1] for name, match in found.items() if match}
+    matches = {path.name: re.fullmatch(task.files, path.name) for path in sorted(folder.iterdir())}
+    names = {name: match[1] for name, match in matches.items() if match}
     if not names:
         raise ValueError(f"{folder} holds no file named {task.files}")
     tables = [_joined(folder / name, _answer_path(task, folder, name)) for name in names]
@@ -69,9 +69,9 @@ def _answer_path(task: Benchmark, folder: Path, name: str) -> Path | None:
 
 
 def _joined(path: Path, answers: Path | None) -> list[Row]:
-    found = {row["id"]: row for row in _lines(answers)} if answers else {}
+    by_id = {row["id"]: row for row in _lines(answers)} if answers else {}
     return [
-        {"ground_truth": None, **row, **found.get(row["id"], {}), "origin": {"file": str(path)}}
+        {"ground_truth": None, **row, **by_id.get(row["id"], {}), "origin": {"file": str(path)}}
         for row in _lines(path)
     ]
 

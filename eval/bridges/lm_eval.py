@@ -155,9 +155,9 @@ class PolicyLM(TemplateLM):
         for settings, places in by_settings([_arguments(r) for r in requests]):
             sampling = decoding(settings)
             for part in batches(places, self.batch_size, lambda i: len(requests[i].args[0])):
-                made = self._complete([requests[i] for i in part], sampling, part)
-                for place, found in zip(part, made, strict=True):
-                    answers[place] = found.text
+                completions = self._complete([requests[i] for i in part], sampling, part)
+                for place, completion in zip(part, completions, strict=True):
+                    answers[place] = completion.text
                     self.cache_hook.add_partial(
                         "generate_until", requests[place].args, answers[place]
                     )
@@ -183,7 +183,7 @@ class PolicyLM(TemplateLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Log-probability of each whole text, in disjoint windows of `max_length`."""
-        found = []
+        totals = []
         for request in requests:
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0], add_special_tokens=False),
@@ -193,8 +193,8 @@ class PolicyLM(TemplateLM):
             )
             pairs = [(("", ""), *make_disjoint_window(window)) for window in windows]
             scores = self._loglikelihood_tokens(pairs, disable_tqdm=True)
-            found.append(sum(logp for logp, _ in scores))
-        return found
+            totals.append(sum(logp for logp, _ in scores))
+        return totals
 
     def _loglikelihood_tokens(
         self,
@@ -202,15 +202,15 @@ class PolicyLM(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        found: dict[int, tuple[float, bool]] = {}
+        by_place: dict[int, tuple[float, bool]] = {}
         places = range(len(requests))
         bar = self._bar("loglikelihood", len(requests), disable_tqdm)
         for part in batches(places, self.batch_size, lambda i: len(requests[i][1])):
-            made = self._score([requests[i][1:] for i in part])
-            found |= dict(zip(part, made, strict=True))
+            scores = self._score([requests[i][1:] for i in part])
+            by_place |= dict(zip(part, scores, strict=True))
             bar.update(len(part))
         bar.close()
-        return [found[i] for i in places]
+        return [by_place[i] for i in places]
 
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         prompts, completions = [], []
@@ -222,11 +222,11 @@ class PolicyLM(TemplateLM):
         with torch.no_grad():
             hidden = completion_hidden(self.policy, batch)
         head = output_head(self.policy)
-        found = target_scores(hidden, head, batch.completion_ids, batch.mask, top_k=1)
-        assert found.top_ids is not None
+        scores = target_scores(hidden, head, batch.completion_ids, batch.mask, top_k=1)
+        assert scores.top_ids is not None
         is_best = torch.ones_like(batch.mask)
-        is_best[batch.mask] = found.top_ids[:, 0] == batch.completion_ids[batch.mask]
-        sums = found.logp.double().sum(-1)
+        is_best[batch.mask] = scores.top_ids[:, 0] == batch.completion_ids[batch.mask]
+        sums = scores.logp.double().sum(-1)
         return [
             (float(total), bool(best)) for total, best in zip(sums, is_best.all(-1), strict=True)
         ]
@@ -282,8 +282,8 @@ def _arguments(request: Instance) -> Mapping[str, Any]:
 
 def _pictures(request: Instance) -> list[Image.Image]:
     extra = request.args[2] if len(request.args) > 2 else {}
-    found = extra.get("visual") or []
-    return [image.convert("RGB") for image in (found if isinstance(found, list) else [found])]
+    images = extra.get("visual") or []
+    return [image.convert("RGB") for image in (images if isinstance(images, list) else [images])]
 
 
 def _blocks(text: str) -> str | list[dict[str, Any]]:

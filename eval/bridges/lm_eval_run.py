@@ -18,13 +18,13 @@ FEWSHOT_SEED = 1234
 
 def load_lm(path: str, batch_size: int, template_kwargs: Mapping[str, Any] | None) -> PolicyLM:
     """The checkpoint on this process's device as lm-eval's model."""
-    made: Any = PolicyLM  # its decorator hides the parameters
-    return made(path, batch_size=batch_size, template_kwargs=template_kwargs)
+    kind: Any = PolicyLM  # its decorator hides the parameters
+    return kind(path, batch_size=batch_size, template_kwargs=template_kwargs)
 
 
-def result_table(found: Mapping[str, Any]) -> str:
+def result_table(results: Mapping[str, Any]) -> str:
     """lm-eval's own table of results."""
-    return make_table(found)
+    return make_table(results)
 
 
 def run_tasks(
@@ -62,7 +62,7 @@ def run_tasks(
     run: Any = simple_evaluate  # its decorator hides the parameters
     tracker = EvaluationTracker(output_path=str(out)) if out else None
     try:
-        found = run(
+        output = run(
             model=lm,
             tasks=_known_tasks(manager, tasks),
             task_manager=manager,
@@ -83,30 +83,30 @@ def run_tasks(
             f"lm-eval cannot read the data of {', '.join(tasks)}: {error}; its own tasks need the "
             "hub or a filled cache, a YAML of yours with local data_files needs neither"
         ) from error
-    if found is not None and tracker is not None:
-        samples = found.get("samples", {})
+    if output is not None and tracker is not None:
+        samples = output.get("samples", {})
         tracker.save_results_aggregated(
-            results={k: v for k, v in found.items() if k != "samples"}, samples=samples
+            results={k: v for k, v in output.items() if k != "samples"}, samples=samples
         )
         for name, lines in samples.items():
             tracker.save_results_samples(task_name=name, samples=lines)
     lm.barrier()
-    return found
+    return output
 
 
 def _gen_kwargs(generation: Mapping[str, Any]) -> dict[str, Any] | None:
     names = {"max_completion_length": "max_gen_toks"}
-    made = {names.get(name, name): value for name, value in generation.items()}
-    if "temperature" in made:
-        made["do_sample"] = made["temperature"] > 0
-    return made or None
+    renamed = {names.get(name, name): value for name, value in generation.items()}
+    if "temperature" in renamed:
+        renamed["do_sample"] = renamed["temperature"] > 0
+    return renamed or None
 
 
 def _known_tasks(manager: TaskManager, tasks: Sequence[str]) -> list[str]:
     names = []
     for task in tasks:
-        found = manager.match_tasks([task])
-        if not found:
+        matches = manager.match_tasks([task])
+        if not matches:
             raise unknown("lm-eval task", task, manager.all_tasks)
-        names += found
+        names += matches
     return names

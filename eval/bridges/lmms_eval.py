@@ -68,9 +68,9 @@ class PolicyChat(lmms):
         for settings, places in by_settings([request.args[2] for request in requests]):
             sampling = decoding(settings)
             for part in batches(places, self.batch_size, lambda i: _length(prompts[i])):
-                made = self._complete([prompts[i] for i in part], sampling, part)
-                for place, found in zip(part, made, strict=True):
-                    answers[place] = found.text
+                completions = self._complete([prompts[i] for i in part], sampling, part)
+                for place, completion in zip(part, completions, strict=True):
+                    answers[place] = completion.text
                 bar.update(len(part))
         bar.close()
         return [answers[i] for i in range(len(requests))]

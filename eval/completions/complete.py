@@ -69,11 +69,11 @@ def complete_all(
     bar = Bar(progress, title, len(requests))
     bar.advance(list(done.values()), are_new=False)
 
-    def keep(made: Sequence[tuple[Request, Completion]]) -> None:
-        done.update({request.key: completion for request, completion in made})
+    def keep(pairs: Sequence[tuple[Request, Completion]]) -> None:
+        done.update({request.key: completion for request, completion in pairs})
         if store is not None:
-            store.append([stored(request, completion) for request, completion in made])
-        bar.advance([completion for _, completion in made])
+            store.append([stored(request, completion) for request, completion in pairs])
+        bar.advance([completion for _, completion in pairs])
 
     if source.ask is not None:
         missing = [one for one in order if one.key not in done]
@@ -97,8 +97,8 @@ def _batch(
     if source.complete is None or all(one.key in done for one in batch):
         return []
     numbers = [one.number for one in batch]
-    made = source.complete([one.messages for one in batch], sampling, numbers)
-    pairs = zip(batch, made, strict=True)
+    completions = source.complete([one.messages for one in batch], sampling, numbers)
+    pairs = zip(batch, completions, strict=True)
     return [(request, completion) for request, completion in pairs if request.key not in done]
 
 

@@ -57,7 +57,7 @@ def scored(
     request: Request, sample: Sample, completion: Completion, count: Scorer, view: ViewName
 ) -> Record:
     """The finished line of one completion."""
-    found = _score(count, completion, sample)
+    score = _score(count, completion, sample)
     doc = {
         "question": sample.question,
         "choices": dict(sample.choices) if sample.choices else None,
@@ -68,13 +68,13 @@ def scored(
         "view": view,
         "doc": doc,
         "target": sample.answer,
-        "filtered_resps": [found.extracted],
-        "filter": found.rule,
+        "filtered_resps": [score.extracted],
+        "filter": score.rule,
         "metrics": ["accuracy"],
         "doc_hash": digest(doc),
         "target_hash": digest(sample.answer),
-        "accuracy": found.correct,
-        "parts": dict(found.parts),
+        "accuracy": score.correct,
+        "parts": dict(score.parts),
     }
 
 

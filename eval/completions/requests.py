@@ -62,7 +62,7 @@ def make_requests(
     The key covers view, doc id, uid, messages, pixels, model, decoding, seed and sample index, so
     the same text with another image or in another view never shares a result.
     """
-    made = []
+    requests = []
     settings = _key_settings(sampling)
     for doc_id, sample in enumerate(samples):
         messages = build_prompts(sample, benchmark.prompts).view(view)
@@ -70,7 +70,7 @@ def make_requests(
         image_hash = pictures_hash(_pictures(messages))
         for index in range(sampling.num_generations):
             parts = [view, doc_id, sample.uid, prompt_hash, image_hash, model_hash, settings, index]
-            made.append(
+            requests.append(
                 Request(
                     doc_id=doc_id,
                     uid=sample.uid,
@@ -81,7 +81,7 @@ def make_requests(
                     key=digest(parts),
                 )
             )
-    return made
+    return requests
 
 
 def _key_settings(sampling: Sampling) -> dict[str, Any]:
@@ -107,20 +107,22 @@ def model_fingerprint(policy: "Policy", template_kwargs: Any = None) -> str:
     """
     import torch
 
-    found = hashlib.sha256()
+    digest_so_far = hashlib.sha256()
     head = {
         "config": policy.model.config.to_dict(),
         "template": getattr(policy.processor, "chat_template", None),
         "template_kwargs": template_kwargs,
         "pictures": image_settings(policy),
     }
-    found.update(digest(head).encode())
+    digest_so_far.update(digest(head).encode())
     for name, weight in policy.model.named_parameters():
         flat = weight.detach().reshape(-1).contiguous().view(torch.uint8)
         stride = max(1, flat.numel() // STRIDED)
-        found.update(f"{name} {tuple(weight.shape)} {weight.dtype} {_bit_sum(flat)}".encode())
-        found.update(flat[::stride].cpu().numpy().tobytes())
-    return found.hexdigest()
+        digest_so_far.update(
+            f"{name} {tuple(weight.shape)} {weight.dtype} {_bit_sum(flat)}".encode()
+        )
+        digest_so_far.update(flat[::stride].cpu().numpy().tobytes())
+    return digest_so_far.hexdigest()
 
 
 def with_pixels(policy: "Policy", pixels: tuple[int, int]) -> "Policy":

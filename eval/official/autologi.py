@@ -51,12 +51,12 @@ def score_arrangement(text: str, sample: Sample, *, timeout: float = 20.0) -> Sc
     answer = final_answer(text)
     if answer is None:
         return unread("unclosed_think")
-    found = read_arrangement(answer)
-    if found is None:
+    arrangement = read_arrangement(answer)
+    if arrangement is None:
         return unread()
     code = "\n\n".join(json.loads(sample.answer).values())
-    ended = execute(CHECK.format(code=code, found=found), timeout=timeout)
-    return Score(correct=float(ended.passed), extracted=repr(found), rule=ended.reason)
+    ended = execute(CHECK.format(code=code, found=arrangement), timeout=timeout)
+    return Score(correct=float(ended.passed), extracted=repr(arrangement), rule=ended.reason)
 
 
 def read_arrangement(text: str) -> Any:
@@ -93,22 +93,22 @@ def solve(raw: Mapping[str, str], *, timeout: float = 60.0) -> str | None:
 def _candidates(text: str) -> Iterator[str]:
     yield from BLOCK.findall(text)[-1:]
     for brackets in ("{}[]", "{}", "[]"):
-        found = _last_bracketed(text, brackets)
-        if found:
-            yield found
+        candidate = _last_bracketed(text, brackets)
+        if candidate:
+            yield candidate
 
 
 def _last_bracketed(text: str, brackets: str) -> str | None:
     """The last outermost pair of brackets, given as `opening closing ...`, with all between them."""
-    depth, start, found = 0, 0, None
+    depth, start, last = 0, 0, None
     for place, character in enumerate(text):
         if character in brackets[::2]:
             start = start if depth else place
             depth += 1
         elif character in brackets[1::2] and depth:
             depth -= 1
-            found = found if depth else text[start : place + 1]
-    return found
+            last = last if depth else text[start : place + 1]
+    return last
 
 
 def _literal(text: str) -> Any:

@@ -67,8 +67,10 @@ def read_calls(text: str) -> tuple[list[Call] | None, str]:
     blocks = re.findall(r"<tool_call>(.*?)</tool_call>", text, re.DOTALL)
     try:
         if blocks:
-            made = [json.loads(block) for block in blocks]
-            return [Call(name=one["name"], arguments=one["arguments"]) for one in made], "tool_call"
+            values = [json.loads(block) for block in blocks]
+            return [
+                Call(name=one["name"], arguments=one["arguments"]) for one in values
+            ], "tool_call"
         return [_call(node) for node in _elements(text)], "python"
     except (*UNREADABLE, KeyError):
         return None, ""
@@ -145,10 +147,10 @@ def _fault(calls: Sequence[Call], gold: Mapping[str, Any]) -> str:
 
 
 def _description(functions: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    found = [one for one in functions if one["name"] == name]
-    if not found:
+    matching = [one for one in functions if one["name"] == name]
+    if not matching:
         raise ValueError(f"the ground truth calls {name!r}, which no function of the row is")
-    return found[0]["parameters"]
+    return matching[0]["parameters"]
 
 
 def _call_fault(

@@ -31,15 +31,15 @@ def marked(text: str) -> str | None:
 
 def _solution(text: str) -> str | None:
     for pattern in (r"</?solution>(.*?)</solution>", r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"):
-        found = re.findall(pattern, text, re.DOTALL)
-        if found:
-            return re.sub(r"\\text\w*\{([^{}]*)\}", r"\1", found[-1]).strip()
+        matches = re.findall(pattern, text, re.DOTALL)
+        if matches:
+            return re.sub(r"\\text\w*\{([^{}]*)\}", r"\1", matches[-1]).strip()
     return None
 
 
 def _bold(text: str) -> str | None:
-    found = re.findall(r"\*\*\*?(.+?)\*?\*\*", text, re.DOTALL)
-    return found[-1].strip() if found else None
+    matches = re.findall(r"\*\*\*?(.+?)\*?\*\*", text, re.DOTALL)
+    return matches[-1].strip() if matches else None
 
 
 def _listed(text: str) -> list[str]:
@@ -52,14 +52,14 @@ def _truthfulness(text: str, gold: Gold) -> float | None:
     word = r"\b(?:yes|no|unknown)\b"
     solution = _solution(text)
     if solution is not None:
-        found = re.findall(word, solution.lower())
-        return float(found == wanted) if found else None
+        words = re.findall(word, solution.lower())
+        return float(words == wanted) if words else None
     bold = " ".join(re.findall(r"\*\*(.*?)\*\*", text, re.DOTALL)).lower()
-    found = re.findall(word, bold)
-    if not found:
+    words = re.findall(word, bold)
+    if not words:
         lists = re.findall(rf"{word}(?:, {word}){{{len(wanted) - 1}}}", text.lower())
-        found = re.findall(word, lists[-1]) if lists else []
-    return float(found[-len(wanted) :] == wanted) if found else None
+        words = re.findall(word, lists[-1]) if lists else []
+    return float(words[-len(wanted) :] == wanted) if words else None
 
 
 def _zebra(text: str, gold: Gold) -> float | None:
@@ -81,19 +81,19 @@ def _dashless(text: str) -> str:
 
 def _solution_parts(text: str, count: int) -> list[str]:
     """The last `count` parts of all solutions, those of a box, or of a last line of so many."""
-    found = re.findall(r"</?solution>(.*?)</solution>", text.replace("\n", " "))
-    if len(found) > 1:
-        return [part for one in found for part in one.split(",")][-count:]
+    matches = re.findall(r"</?solution>(.*?)</solution>", text.replace("\n", " "))
+    if len(matches) > 1:
+        return [part for one in matches for part in one.split(",")][-count:]
     last = text.strip().splitlines()[-1]
     whole = _solution(text) or (last if last.count(",") == count - 1 else "")
     return [part.replace("\n", "") for part in whole.split(",")] if whole else []
 
 
 def _one_word(text: str, gold: str) -> float | None:
-    found = re.findall(r"\*\*\*(\w+)\*\*\*", text) or re.findall(r"\b\w+\b", text)
-    if not found:
+    words = re.findall(r"\*\*\*(\w+)\*\*\*", text) or re.findall(r"\b\w+\b", text)
+    if not words:
         return None
-    return float(_numeral(found[-1]) == _numeral(gold) or f"{normal(found[-1])} movies" == gold)
+    return float(_numeral(words[-1]) == _numeral(gold) or f"{normal(words[-1])} movies" == gold)
 
 
 def _numeral(value: str) -> str:
@@ -103,27 +103,27 @@ def _numeral(value: str) -> str:
 
 def _spatial(text: str, gold: Gold) -> float | None:
     """One of the last three bold words, numbers also in words, shapes with a word around them."""
-    found = re.findall(r"\*\*([^*]+)\*\*", text)[-3:] or [_solution(text) or ""]
+    candidates = re.findall(r"\*\*([^*]+)\*\*", text)[-3:] or [_solution(text) or ""]
     wanted = _numeral(gold["ground_truth"])
-    if not any(one.strip() for one in found):
+    if not any(one.strip() for one in candidates):
         return None
-    return float(any(_numeral(one) == wanted or _is_shape(one, wanted) for one in found))
+    return float(any(_numeral(one) == wanted or _is_shape(one, wanted) for one in candidates))
 
 
-def _is_shape(found: str, gold: str) -> bool:
-    return gold in SHAPES and gold in found.lower() and len(found) < 2 * len(gold) + 5
+def _is_shape(answer: str, gold: str) -> bool:
+    return gold in SHAPES and gold in answer.lower() and len(answer) < 2 * len(gold) + 5
 
 
 def _contest(text: str, gold: Gold) -> float | None:
     """A letter written four times or marked, or its option's value; whole numbers as the last one."""
     truth = gold["ground_truth"].strip()
     if not re.fullmatch(r"[A-E]", truth):
-        found = last_number(declared_answer(text)[0] or "")
-        return None if found is None else float(value_of(found) == value_of(truth))
+        answer = last_number(declared_answer(text)[0] or "")
+        return None if answer is None else float(value_of(answer) == value_of(truth))
     repeated = re.findall(r"([A-F])\1{3}", text)
-    found = repeated[-1] if repeated else (marked(text) or "").strip("()")
-    if re.fullmatch(r"([A-F])\1*", found):
-        return float(found[0] == truth)
+    answer = repeated[-1] if repeated else (marked(text) or "").strip("()")
+    if re.fullmatch(r"([A-F])\1*", answer):
+        return float(answer[0] == truth)
     value = _option_value(gold["question"], truth)
     return float(bool(value) and value in text[-20 - len(value) :]) if text.strip() else None
 
@@ -135,18 +135,18 @@ def _option_value(question: str, letter: str) -> str:
 
 def _ordering(text: str, gold: Gold) -> float | None:
     """Olympiad: one minus the edit distance of the number lists over the longer one's length."""
-    found = _numbers_after_answer(text) or _numbers_of(_solution(text) or "")
-    found = found or _numbers_of(text.strip().splitlines()[-1])
-    if not found:
+    numbers = _numbers_after_answer(text) or _numbers_of(_solution(text) or "")
+    numbers = numbers or _numbers_of(text.strip().splitlines()[-1])
+    if not numbers:
         return None
     wanted = re.findall(r"\d+", gold["ground_truth"])
-    return 1 - edit_distance(found, wanted) / max(len(found), len(wanted))
+    return 1 - edit_distance(numbers, wanted) / max(len(numbers), len(wanted))
 
 
 def _numbers_after_answer(text: str) -> list[str]:
     """Of the line with the last `answer:`, or of the next one where that line ends there."""
-    found = re.findall(r"answer:[\s*]*([^\n]*)", text.replace("**", ""), re.IGNORECASE)
-    return _numbers_of(found[-1]) if found else []
+    lines = re.findall(r"answer:[\s*]*([^\n]*)", text.replace("**", ""), re.IGNORECASE)
+    return _numbers_of(lines[-1]) if lines else []
 
 
 def _numbers_of(text: str) -> list[str]:
@@ -166,11 +166,11 @@ def _one_line(text: str) -> str:
 
 def _plot(text: str, gold: Gold) -> float | None:
     """One minus the edit distance between the order of sentences and the right one, as a share."""
-    wanted, found = _sentences(gold["ground_truth"]), _sentences(_after(text))
-    if not found:
+    wanted, sentences = _sentences(gold["ground_truth"]), _sentences(_after(text))
+    if not sentences:
         return None
-    nearest = [difflib.get_close_matches(one, found, n=1, cutoff=0.0)[0] for one in wanted]
-    order = [found.index(one) for one in nearest]
+    nearest = [difflib.get_close_matches(one, sentences, n=1, cutoff=0.0)[0] for one in wanted]
+    order = [sentences.index(one) for one in nearest]
     return max(0.0, 1 - edit_distance(order, list(range(len(wanted)))) / len(wanted))
 
 
@@ -198,13 +198,13 @@ def _column_type(text: str, gold: Gold) -> float | None:
 
 def _table_join(text: str, gold: Gold) -> float | None:
     """F1 of the pairs of a mapping between columns, rounded to two digits as published."""
-    found = last_object(text) or _literal(text)
-    if found is None:
+    mapping = last_object(text) or _literal(text)
+    if mapping is None:
         return None
     truth = gold["ground_truth"]
     wanted = _literal(truth) or last_object(truth) or {}
-    right = sum(wanted.get(key) == value for key, value in found.items())
-    total = len(found) + len(wanted)
+    right = sum(wanted.get(key) == value for key, value in mapping.items())
+    total = len(mapping) + len(wanted)
     return round(2 * right / total, 2) if total else None
 
 
@@ -249,15 +249,15 @@ def _sentences(text: str) -> list[str]:
 
 def _after(text: str) -> str:
     """The plot summary where the text marks it, else the whole text."""
-    found = re.findall(r"<PLOT_SUMMARY>(.*?)(?:</PLOT_SUMMARY>|$)", text, re.DOTALL)
-    return found[-1] if found else text
+    matches = re.findall(r"<PLOT_SUMMARY>(.*?)(?:</PLOT_SUMMARY>|$)", text, re.DOTALL)
+    return matches[-1] if matches else text
 
 
 def _literal(text: str) -> Mapping[Any, Any] | None:
     """The last {...} without inner braces, as a Python literal."""
-    for found in reversed(re.findall(r"\{[^{}]*\}", text)):
+    for block in reversed(re.findall(r"\{[^{}]*\}", text)):
         try:
-            value = ast.literal_eval(found)
+            value = ast.literal_eval(block)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(value, dict):

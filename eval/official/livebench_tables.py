@@ -34,10 +34,10 @@ def table_score(text: str, gold: str, question: str) -> float | None:
     right = _cells(FORMATS[kind](gold))
     for part in _parts(text, gold, kind):
         try:
-            found = _cells(FORMATS[kind](part))
+            cells = _cells(FORMATS[kind](part))
         except UNREADABLE:
             continue
-        if len(found) == len(right) and all(map(_is_same_row, found, right)):
+        if len(cells) == len(right) and all(map(_is_same_row, cells, right)):
             return 1.0
     return 0.0 if text.strip() else None
 
@@ -63,10 +63,10 @@ def _lines(text: str) -> list[str]:
 def _from_json(text: str) -> pandas.DataFrame:
     """Rows by any key, a list of rows, or one row a line."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return FORMATS["jsonl"](text)
-    rows = found.get("data", list(found.values())) if isinstance(found, dict) else found
+    rows = value.get("data", list(value.values())) if isinstance(value, dict) else value
     return pandas.DataFrame(rows)
 
 
@@ -84,13 +84,13 @@ def _cells(table: pandas.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _is_same_row(found: dict[str, Any], gold: dict[str, Any]) -> bool:
-    return found.keys() == gold.keys() and all(_is_same(found[name], gold[name]) for name in gold)
+def _is_same_row(row: dict[str, Any], gold: dict[str, Any]) -> bool:
+    return row.keys() == gold.keys() and all(_is_same(row[name], gold[name]) for name in gold)
 
 
-def _is_same(found: Any, gold: Any) -> bool:
+def _is_same(cell: Any, gold: Any) -> bool:
     try:
-        one, other = (math.nan if value is None else float(value) for value in (found, gold))
+        one, other = (math.nan if value is None else float(value) for value in (cell, gold))
     except (TypeError, ValueError):
-        return str(found).strip() == str(gold).strip()
+        return str(cell).strip() == str(gold).strip()
     return (math.isnan(one) and math.isnan(other)) or abs(one - other) < CLOSE

@@ -24,10 +24,10 @@ def score_grid(text: str, sample: Sample) -> Score:
     answer = final_answer(text)
     if answer is None:
         return unread("unclosed_think")
-    found = last_object(answer)
-    if found is None:
+    reply = last_object(answer)
+    if reply is None:
         return _scored(0.0, None, "unparsed")
-    solution = found.get("solution", found)
+    solution = reply.get("solution", reply)
     if not isinstance(solution, Mapping):
         return _scored(0.0, None, "unparsed")
     cells = [

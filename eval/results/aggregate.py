@@ -30,8 +30,8 @@ def aggregate(
     per_question = {uid: sum(scores) / len(scores) for uid, scores in by_uid.items()}
     clusters = _labels(samples, task.cluster) if task.cluster else _shared_images(samples)
     keys = [clusters.get(uid, uid) for uid in per_question]
-    found = accuracy_metric().compute(predictions=list(per_question.values()), references=keys)
-    assert found is not None
+    computed = accuracy_metric().compute(predictions=list(per_question.values()), references=keys)
+    assert computed is not None
     num_generations = len(records) // len(samples)
     labels = _labels(samples, task.category)
     categories = _by_label(per_question, labels, clusters)
@@ -39,8 +39,8 @@ def aggregate(
         name=task.name,
         view=view,
         model=model,
-        accuracy=found["accuracy"],
-        stderr=found["accuracy_stderr"],
+        accuracy=computed["accuracy"],
+        stderr=computed["accuracy_stderr"],
         n=len(per_question),
         num_generations=num_generations,
         **_rates(records),

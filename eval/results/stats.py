@@ -115,9 +115,12 @@ def paired_difference(
     _check_same(a, b)
     differences = [a[uid] - b[uid] for uid in a]
     keys = [(clusters or {}).get(uid, uid) for uid in a]
-    found = clustered_mean(differences, keys)
+    estimate = clustered_mean(differences, keys)
     return PairedDifference(
-        value=found.value, stderr=found.stderr, p_value=_two_sided(found, len(set(keys))), n=found.n
+        value=estimate.value,
+        stderr=estimate.stderr,
+        p_value=_two_sided(estimate, len(set(keys))),
+        n=estimate.n,
     )
 
 
@@ -195,7 +198,7 @@ def bootstrap_ratio(
     generator = numpy.random.default_rng(seed)
     parts = numpy.array([numerators, denominators], dtype=float)
     draws = (generator.integers(n, size=n) for _ in range(num_resamples))
-    tops, totals = numpy.array([parts[:, chosen].sum(axis=1) for chosen in draws]).T
+    tops, totals = numpy.array([parts[:, draw].sum(axis=1) for draw in draws]).T
     ratios = tops[totals != 0] / totals[totals != 0]
     stderr = float(ratios.std(ddof=1)) if len(ratios) > 1 else math.nan
     value = math.fsum(numerators) / math.fsum(denominators)

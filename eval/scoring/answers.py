@@ -57,14 +57,14 @@ def own_part(text: str) -> str:
 
 def numbers(text: str) -> list[str]:
     """Every number as it is written: thousands commas, fractions and percent signs included."""
-    found = (match.strip() for match in NUMBER.findall(text.replace("\u2212", "-")))
-    return [number for number in found if re.search(r"\d", number)]
+    matches = (match.strip() for match in NUMBER.findall(text.replace("\u2212", "-")))
+    return [number for number in matches if re.search(r"\d", number)]
 
 
 def last_number(text: str) -> str | None:
     """The last of `numbers`."""
-    found = numbers(text)
-    return found[-1] if found else None
+    values = numbers(text)
+    return values[-1] if values else None
 
 
 def value_of(number: str) -> float:
@@ -83,14 +83,14 @@ def normal(text: str) -> str:
 
 def last_object(text: str) -> dict[str, Any] | None:
     """The last whole JSON object of the text that lies in no other one; None without any."""
-    decoder, found, place = json.JSONDecoder(strict=False), None, text.find("{")
+    decoder, value, place = json.JSONDecoder(strict=False), None, text.find("{")
     while place >= 0:
         try:
-            found, end = decoder.raw_decode(text, place)
+            value, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
             end = place + 1
         place = text.find("{", end)
-    return found
+    return value
 
 
 def code_of(text: str) -> str:

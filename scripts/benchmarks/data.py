@@ -89,11 +89,11 @@ class Bare:
     """A row of a `datasets` table -> inputs of one view; nothing is checked or drawn."""
 
     def __init__(self, folder: Path, processor: Qwen3VLProcessor) -> None:
-        made = [
+        rows = [
             {"question": r["question"], "images": [str(folder / r["images"][0])]}
             for r in read_rows(folder)
         ]
-        table = datasets.Dataset.from_list(made)
+        table = datasets.Dataset.from_list(rows)
         self.table = table.cast_column("images", datasets.List(datasets.Image()))
         self.processor = processor
 

@@ -197,8 +197,8 @@ def profile(run: Callable[[], object], path: Path) -> None:
         run()
     path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))
-    found = profiler.key_averages()
-    print(f"{path}\n{found.table(sort_by='self_cpu_time_total', row_limit=12)}")
-    for event in found:
+    averages = profiler.key_averages()
+    print(f"{path}\n{averages.table(sort_by='self_cpu_time_total', row_limit=12)}")
+    for event in averages:
         if event.key.startswith("step/"):
             print(f"{event.key:14s} {event.cpu_time_total / 1e6:.3f} s")

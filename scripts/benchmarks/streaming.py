@@ -54,13 +54,13 @@ MIB = 2**20
 def pictures() -> list[bytes]:
     """JPEGs of 200 x 150 pixels, with noise behind their end up to PICTURE_BYTES less a number."""
     photo = Image.open(PHOTO).convert("RGB")
-    made, padding = [], random.Random(0)
+    images, padding = [], random.Random(0)
     for index in range(POOL):
         left, top = index % 100, index // 100 * 20
         buffer = io.BytesIO()
         photo.crop((left, top, left + 200, top + 150)).save(buffer, "JPEG", quality=85)
-        made.append(buffer.getvalue() + padding.randbytes(PICTURE_BYTES - 8 - buffer.tell()))
-    return made
+        images.append(buffer.getvalue() + padding.randbytes(PICTURE_BYTES - 8 - buffer.tell()))
+    return images
 
 
 def rows_of_pictures(num_rows: int) -> Iterator[tuple[dict, bytes]]:
@@ -86,12 +86,12 @@ def make_set(kind: str, folder: Path, num_rows: int) -> Path:
     elif kind == "jsonl":
         _write_folder(pairs, folder)
     else:
-        made = (
+        path = (
             {**row, "annotations": json.dumps(row["annotations"]),
              "images": [{"bytes": data, "path": None}]}
             for row, data in pairs
         )  # fmt: skip
-        write_parquet(made, folder / KINDS[kind])
+        write_parquet(path, folder / KINDS[kind])
         if kind == "grouped":
             _merge_groups(folder / KINDS[kind])
     return folder / KINDS[kind]
@@ -194,25 +194,25 @@ def read_cost(source: Path, num_rows: int) -> dict[str, Any]:
 
     def passed(path: Path, count: int) -> tuple[float, dict[str, list[int]]]:
         samples = training_samples(DataConfig(train=str(path), annotations=[("boxes", "both")]))
-        found: dict[str, list[int]] = {"rss": [], "anonymous": []}
+        memory: dict[str, list[int]] = {"rss": [], "anonymous": []}
         start = time.perf_counter()
         for done, row in enumerate(row_order(len(samples), 0, 0, count), start=1):
             assert samples[row].plain.images
             if done % max(1, count // PARTS) == 0:
                 now = resident("self")
-                found = {name: [*mib, now[name] // MIB] for name, mib in found.items()}
-        return time.perf_counter() - start, found
+                memory = {name: [*mib, now[name] // MIB] for name, mib in memory.items()}
+        return time.perf_counter() - start, memory
 
     few = source.parent / "few"
     few.mkdir(exist_ok=True)
     _, before = passed(make_set("jsonl", few, FEW), FEW)
     start = time.perf_counter()
-    seconds, found = passed(source, num_rows)
+    seconds, memory = passed(source, num_rows)
     return {
         "over_peak_mib": resident("self")["peak"] // MIB - before["rss"][-1],
         "open_s": round(time.perf_counter() - start - seconds, 1),
         "rows_per_s": round(num_rows / seconds),
-        **{f"over_{n}_mib": [m - before[n][-1] for m in mib] for n, mib in found.items()},
+        **{f"over_{n}_mib": [m - before[n][-1] for m in mib] for n, mib in memory.items()},
     }
 
 
@@ -238,12 +238,12 @@ def main(argv: list[str]) -> None:
             # In a process of its own, whose memory is not that of the pass.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 pool.submit(make_set, args.kind, folder / "set", args.rows).result()
-        found = (
+        measured = (
             train_cost(source, args.rows, args.workers)
             if args.what == "train"
             else read_cost(source, args.reads or args.rows)
         )
-        print(json.dumps({"kind": args.kind, "rows": args.rows, **found}))
+        print(json.dumps({"kind": args.kind, "rows": args.rows, **measured}))
     finally:
         if args.folder is None:
             shutil.rmtree(folder)

@@ -75,8 +75,8 @@ def write(args: argparse.Namespace, name: str, report: dict) -> dict:
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         if all(before.get(key) == report[key] for key in ("machine", "settings")):
-            for variant, found in report["timings"].items():
-                before["timings"].setdefault(variant, []).extend(found)
+            for variant, timed in report["timings"].items():
+                before["timings"].setdefault(variant, []).extend(timed)
             report = {**before, "failed": before["failed"] | report["failed"]}
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"{json.dumps(report['machine'])}\nwritten: {path}")
@@ -85,16 +85,16 @@ def write(args: argparse.Namespace, name: str, report: dict) -> dict:
 
 def table(report: dict, title: str, phases: Sequence[str], against: str) -> Table:
     """Median seconds per phase, tokens per second, and their ratio to one of the variants."""
-    made = Table(title=f"{title}, medians")
+    rich_table = Table(title=f"{title}, medians")
     shown = phases if len(phases) > 1 else ()
     for column in ("variant", "timed", *shown, "total", "min..max", "tokens/s", f"x {against}"):
-        made.add_column(column, justify="left" if column == "variant" else "right")
+        rich_table.add_column(column, justify="left" if column == "variant" else "right")
     timings: Timings = {name: calls for name, calls in report["timings"].items() if calls}
     for name, calls in timings.items():
         medians = [statistics.median(call.get(phase, 0.0) for call in calls) for phase in shown]
         totals = [sum(call.get(phase, 0.0) for phase in phases) for call in calls]
         ratio = speed(calls, phases) / speed(timings[against], phases) if against in timings else 0
-        made.add_row(
+        rich_table.add_row(
             name,
             str(len(calls)),
             *(f"{value:.3f}" for value in medians),
@@ -104,8 +104,8 @@ def table(report: dict, title: str, phases: Sequence[str], against: str) -> Tabl
             f"{ratio:.2f}" if ratio else "-",
         )
     for name, reason in report["failed"].items():
-        made.add_row(name, reason)
-    return made
+        rich_table.add_row(name, reason)
+    return rich_table
 
 
 def speed(calls: Sequence[dict[str, float]], phases: Sequence[str]) -> float:

@@ -63,11 +63,11 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("programs", nargs="*", help=f"of {', '.join(CHECKS)}; all when left out")
-    chosen = parser.parse_args(arguments).programs or list(CHECKS)
-    if unknown := [name for name in chosen if name not in CHECKS]:
+    names = parser.parse_args(arguments).programs or list(CHECKS)
+    if unknown := [name for name in names if name not in CHECKS]:
         parser.error(f"unknown {', '.join(unknown)}; known: {', '.join(CHECKS)}")
     agree = True
-    for name in chosen:
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = CHECKS[name](Path(folder))
         for part in sorted(ours.keys() | theirs.keys()):
@@ -105,19 +105,19 @@ def vlmevalkit(out: Path) -> tuple[Mapping[str, float], Mapping[str, float]]:
     command = [str(python), "-c", VLMEVALKIT_RUN, "scenes", str(out / "answers.json"), str(out)]
     environ = {**os.environ, "LMUData": str(out)}
     subprocess.run(command, check=True, env=environ, stdout=subprocess.DEVNULL, cwd=out)
-    found = json.loads((out / "found.json").read_text(encoding="utf-8"))
+    accuracy = json.loads((out / "found.json").read_text(encoding="utf-8"))
     scores = [ours.per_question[given.samples[place].uid] for place in places]
     mean = sum(scores) / len(scores)
-    return {"overall": mean, "n": len(places)}, found
+    return {"overall": mean, "n": len(places)}, accuracy
 
 
 def answered(task: str, rows: str | None, limit: int, out: Path) -> tuple[Results, Export]:
     """The first questions of a task with answers of which every third is wrong, evaluated by us."""
     benchmark = load_benchmark(task)
     raw = task_rows(benchmark, rows)
-    found = convert(benchmark, raw, limit)
-    samples, _ = make_samples(found.rows, [])
-    places = found.places or range(len(samples))
+    conversion = convert(benchmark, raw, limit)
+    samples, _ = make_samples(conversion.rows, [])
+    places = conversion.places or range(len(samples))
     texts = [
         (gold_text(benchmark, sample, raw[at]) if place % 3 else wrong_text(sample, benchmark))
         or ""

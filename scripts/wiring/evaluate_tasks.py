@@ -76,20 +76,20 @@ def evaluate_all(options: argparse.Namespace, console: Console) -> None:
             options.out, endpoint_name(model) if isinstance(model, Endpoint) else model.path
         )
     is_main = process_state().is_main_process
-    found = Findings()
+    findings = Findings()
     with Progress(*COLUMNS, console=console, disable=not is_main) as progress:
         for task in tasks:
-            if not _add_task(found, model, judge, task, options, progress):
+            if not _add_task(findings, model, judge, task, options, progress):
                 break
-    if found.results and is_main:
-        finish(found, options.out, console)
-    if found.problems:
-        count = f"{len(found.problems)} of {len(tasks)} tasks"
-        raise ValueError(f"{count} did not run to their end:\n" + "\n".join(found.problems))
+    if findings.results and is_main:
+        finish(findings, options.out, console)
+    if findings.problems:
+        count = f"{len(findings.problems)} of {len(tasks)} tasks"
+        raise ValueError(f"{count} did not run to their end:\n" + "\n".join(findings.problems))
 
 
 def _add_task(
-    found: Findings,
+    findings: Findings,
     model: Policy | Endpoint,
     judge: Endpoint | None,
     task: Benchmark,
@@ -100,20 +100,20 @@ def _add_task(
     try:
         samples = task_samples(task, options, progress.console)
     except ValueError as error:
-        found.problems.append(_named(task, error))
+        findings.problems.append(_named(task, error))
         return True
     for view in listed(options.view):
         try:
-            made = evaluate_one(model, task, samples, view, options, progress, judge)
+            result = evaluate_one(model, task, samples, view, options, progress, judge)
         except ValueError as error:
-            found.problems.append(_named(task, error))
+            findings.problems.append(_named(task, error))
             # An endpoint that refuses one task refuses all, and of several processes the others
             # are still in this task.
             return isinstance(model, Policy) and process_state().num_processes == 1
-        found.results.append(made)
-        if made.samples_path is not None and process_state().is_main_process:
-            found.examples[made.name, view] = shown(
-                task.name, read_lines(made.samples_path), samples, task.category
+        findings.results.append(result)
+        if result.samples_path is not None and process_state().is_main_process:
+            findings.examples[result.name, view] = shown(
+                task.name, read_lines(result.samples_path), samples, task.category
             )
     return True
 
@@ -248,21 +248,21 @@ def generation_options(options: argparse.Namespace) -> Mapping[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def finish(found: Findings, out: Path | None, console: Console) -> None:
+def finish(findings: Findings, out: Path | None, console: Console) -> None:
     """Print the table and write results.json, report.md and report.html."""
-    results = found.results if out is None else with_earlier(out, found.results)
+    results = findings.results if out is None else with_earlier(out, findings.results)
     for table in report.tables(results, title=results[0].model):
         console.print(table)
     if out is None:
         return
     for one in results:
-        if one.samples_path is not None and (one.name, one.view) not in found.examples:
+        if one.samples_path is not None and (one.name, one.view) not in findings.examples:
             records = read_lines(out / one.samples_path)
-            found.examples[one.name, one.view] = shown(one.name, records, [])
+            findings.examples[one.name, one.view] = shown(one.name, records, [])
     write_results(results, out)
     (out / "report.md").write_text(report.markdown(results), encoding="utf-8")
     try:
-        page = str(write_report(out, results, found.examples))
+        page = str(write_report(out, results, findings.examples))
     except ValueError as error:
         page = f"no report.html, {error}"
     console.print(

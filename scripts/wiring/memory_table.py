@@ -55,24 +55,24 @@ def verdict(report: MemoryReport, device: Device) -> tuple[str, str]:
 
 def notes(config: RunConfig, device: Device) -> list[str]:
     """What the reader must know of these numbers."""
-    found = []
+    lines = []
     known = [m.path for m in (config.student, config.teacher) if known_model(m.path)]
     if known:
-        found.append(
+        lines.append(
             f"{', '.join(dict.fromkeys(known))}: from a table of shapes, prompts' lengths estimated; "
             "a folder with config and processor in its place gives exact ones"
         )
     if device.kind == "cpu":
-        found.append("this machine has no GPU: --memory=80 asks about one of 80 GiB, in bfloat16")
-        found.append(
+        lines.append("this machine has no GPU: --memory=80 asks about one of 80 GiB, in bfloat16")
+        lines.append(
             "counted are live tensors; malloc may hold on to freed memory beside them, a quarter more was seen: "
             "MALLOC_MMAP_THRESHOLD_=65536 in the environment gives it back, for some time"
         )
     if device.kind == "cuda":
-        found.append(
+        lines.append(
             "weights that are trained, moments and gradients in float32, the rest in bfloat16"
         )
-    return found
+    return lines
 
 
 def report_of(config: RunConfig, device: Device) -> MemoryReport:
@@ -91,20 +91,20 @@ def prompts_of(config: RunConfig) -> dict:
     known = known_model(config.student.path)
     student = None if known else empty_student(config)
     samples = build.training_samples(config.data)
-    found, problems = [], []
+    encoded, problems = [], []
     for index in range(min(ROWS, len(samples))):
         try:
             sample = samples[index]
-            found.append(
+            encoded.append(
                 encoded_views(config, student.encoder, sample)
                 if student
                 else estimated_views(config, sample)
             )
         except ValueError as error:
             problems.append(str(error))
-    if not found:
+    if not encoded:
         raise ValueError(f"no row of {config.data.train!r} can be used: {'; '.join(problems[:3])}")
-    return {view: [prompts[view] for prompts in found] for view in ("plain", "privileged")}
+    return {view: [prompts[view] for prompts in encoded] for view in ("plain", "privileged")}
 
 
 def empty_student(config: RunConfig):
@@ -117,13 +117,13 @@ def empty_student(config: RunConfig):
 
 def table(report: MemoryReport) -> Table:
     """GiB per phase and holder."""
-    made = Table(title="predicted GiB per process, completions of full length")
+    rich_table = Table(title="predicted GiB per process, completions of full length")
     columns = [field.name for field in fields(Phase)]
     for name in ("phase", *columns, "process", "total"):
-        made.add_column(name, justify="left" if name == "phase" else "right")
+        rich_table.add_column(name, justify="left" if name == "phase" else "right")
     for name, phase in report.phases.items():
         parts = [getattr(phase, column) for column in columns]
         total = phase.total + report.process
         cells = (f"{part / GIB:.3f}" for part in (*parts, report.process, total))
-        made.add_row(name, *cells, style="bold" if total == report.peak else "")
-    return made
+        rich_table.add_row(name, *cells, style="bold" if total == report.peak else "")
+    return rich_table

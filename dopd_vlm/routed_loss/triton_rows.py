@@ -11,6 +11,7 @@ Shapes: C rows, V width, K support.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import triton
@@ -248,11 +249,13 @@ class TritonRows:
             return full_grad_(logits, target, route, out)
         rows = TorchRows(*logits.raw.shape, logits.raw, is_deep=True)
         own, other = rows.ready_(logits), rows.ready_(target)
-        result = _torch_full_grad(rows)(own, other, route, out)
+        result = _torch_full_grad()(rows, own, other, route, out)
         out.copy_(own.raw)
         return result
 
 
-def _torch_full_grad(rows: TorchRows) -> Callable[..., RowResult]:
-    on_gpu = torch.cuda.is_available()
-    return torch.compile(rows.full_grad_, dynamic=True) if on_gpu else rows.full_grad_
+@cache
+def _torch_full_grad() -> Callable[..., RowResult]:
+    """`TorchRows.full_grad_`, compiled once a process on a GPU: not for every chunk anew."""
+    full_grad = TorchRows.full_grad_
+    return torch.compile(full_grad, dynamic=True) if torch.cuda.is_available() else full_grad

@@ -20,6 +20,7 @@ from rich.console import Console
 from dopd_vlm.config import RunConfig
 from dopd_vlm.distributed import any_of
 from dopd_vlm.models.policy import Policy
+from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.run_folder import SAMPLES_FILE, SKIPPED_FILE, open_run_folder
 from dopd_vlm.tracking.console import RunView
 from dopd_vlm.tracking.observer import VIEWS, Observer, privilege_probe
@@ -39,7 +40,7 @@ from dopd_vlm.training.samples import (
     start_server,
 )
 from dopd_vlm.training.state import TrainState
-from dopd_vlm.training.step import Clock, train_step
+from dopd_vlm.training.step import Clock, current_engine, train_step
 from dopd_vlm.types import Sample
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,19 @@ class Evaluate(Protocol):
     """What measures the student between steps; called on every process."""
 
     def __call__(
-        self, student: Policy, step: int, is_last: bool, *, teacher: Policy | None
+        self,
+        student: Policy,
+        step: int,
+        is_last: bool,
+        *,
+        teacher: Policy | None,
+        engine: RolloutEngine,
     ) -> Mapping[str, float]:
-        """{metric name: value}; `teacher` is the run's own, None where its method needs none."""
+        """{metric name: value}.
+
+        `teacher` is the run's own, None where its method needs none; `engine` samples as in training
+        and holds the student's weights of this step.
+        """
         ...
 
 
@@ -253,7 +264,13 @@ class Loop:
         view.status(f"evaluation at step {state.step}")
         values: dict[str, float] = {}
         if self.evaluate is not None:
-            values |= self.evaluate(state.student, state.step, is_last, teacher=state.teacher)
+            values |= self.evaluate(
+                state.student,
+                state.step,
+                is_last,
+                teacher=state.teacher,
+                engine=current_engine(state),
+            )
         if self.score_answer is not None:
             values |= self.probe(self.score_answer)
         self.tracker.measured(state.step, values)

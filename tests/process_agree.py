@@ -1,16 +1,9 @@
-"""Run under torchrun: what ranks have to agree on; prints one line a rank.
-
-torchrun --nproc_per_node 2 tests/process_agree.py rows
-torchrun --nproc_per_node 2 tests/process_agree.py nonfinite
-torchrun --nproc_per_node 2 tests/process_agree.py stop FOLDER
-"""
+"""What ranks have to agree on: each function runs in every rank and returns what that rank says."""
 
 import os
 import signal
-import sys
 from pathlib import Path
 
-import tiny
 import torch
 from accelerate import Accelerator
 from test_step import make_rollouts, make_samples, make_state
@@ -21,8 +14,9 @@ from dopd_vlm.train import train
 from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
 
 
-def rows(accelerator: Accelerator) -> str:
+def rows() -> str:
     """Rank 0 has one row, rank 1 three, one of which is NaN."""
+    accelerator = Accelerator(cpu=True)
     lists = [[[1.0, 1.0]], [[2.0, 2.0], [torch.nan, 3.0], [4.0, 4.0]]]
     own = torch.tensor(lists[accelerator.process_index])
     return str(gather_rows(accelerator, own).tolist())
@@ -60,18 +54,3 @@ def stop(folder: str) -> str:
     config = make_config(models, models / "out", steps=30, every=100)
     result = train(config, Rows(SAMPLES))
     return f"step {result.step} interrupted {result.interrupted}"
-
-
-def main(what: str, *arguments: str) -> None:
-    if what == "rows":
-        accelerator = Accelerator(cpu=True)
-        text = rows(accelerator)
-    else:
-        text = {"nonfinite": nonfinite, "stop": stop}[what](*arguments)
-    # In one piece: print writes the end of the line by itself, and ranks share the pipe.
-    os.write(1, f"rank {os.environ['RANK']}: {text}\n".encode())
-
-
-if __name__ == "__main__":
-    assert tiny
-    main(*sys.argv[1:])

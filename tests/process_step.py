@@ -1,11 +1,5 @@
-"""Run under torchrun: one distil_step on this process's share of given rollouts; rank 0 saves the outcome.
+"""One distil_step on a rank's share of given rollouts; rank 0 saves the outcome."""
 
-    torchrun --nproc_per_node N tests/process_step.py OUT METHOD MICRO_BATCH_SIZE SHARES
-
-SHARES, e.g. 3,0 or 2,1, is how many of the three samples each process takes, in order.
-"""
-
-import sys
 from dataclasses import replace
 
 import torch
@@ -16,9 +10,9 @@ from dopd_vlm.tracking.observer import privilege_probe
 from dopd_vlm.training.step import Clock, distil_step, roll_out
 
 
-def main(out: str, name: str, micro: str, shares: str) -> None:
-    state = make_state(name, micro=int(micro), score=int(micro))
-    counts = [int(count) for count in shares.split(",")]
+def main(out: str, name: str, micro: int, counts: list[int]) -> None:
+    """`counts`, e.g. [3, 0] or [2, 1]: how many of the three samples each rank takes, in order."""
+    state = make_state(name, micro=micro, score=micro)
     accelerator = state.accelerator
     assert accelerator.num_processes == len(counts), (accelerator.num_processes, counts)
     first = sum(counts[: accelerator.process_index])
@@ -45,7 +39,3 @@ def main(out: str, name: str, micro: str, shares: str) -> None:
             {"gradients": caught, "metrics": {**output.metrics, **probe}, "drawn": drawn}, out
         )
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,28 +1,34 @@
 """`bench.py loss` on tiny sizes: the table in pieces, the reason for what is left out, the memory of a process."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import torch
 
-BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
+from dopd_vlm.scripts import bench
+
 SIZES = ["--vocab", "64", "--hidden", "8", "--threads", "1", "--device", "cpu"]
 
 
-def bench(folder, *options):
-    command = [sys.executable, str(BENCH), "loss", *SIZES, "--out", str(folder), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout, json.loads((folder / "loss.json").read_text())
+@pytest.fixture
+def measure(tmp_path, capsys):
+    """What `bench loss` prints and the report it writes; the number of threads is put back."""
+    threads = torch.get_num_threads()
+
+    def call(*options):
+        bench.main(["loss", *SIZES, "--out", str(tmp_path), *options])
+        return capsys.readouterr().out, json.loads((tmp_path / "loss.json").read_text())
+
+    yield call
+    torch.set_num_threads(threads)
 
 
-def test_a_table_in_pieces(tmp_path):
+def test_a_table_in_pieces(tmp_path, measure):
     options = ["--repeats", "1", "--dense-limit-mib", "0"]
     names = ["--variants", "ours dopd", "dense autograd"]
-    printed, first = bench(tmp_path, "--tokens", "512", "--only", "time", *options, *names)
+    printed, first = measure("--tokens", "512", "--only", "time", *options, *names)
     assert "dense autograd  skipped: needs about 1 MiB" in printed
-    _, report = bench(tmp_path, "--tokens", "512", "--only", "memory", *options, *names[:2])
+    _, report = measure("--tokens", "512", "--only", "memory", *options, *names[:2])
     row = report["rows"]["512 ours dopd"]
     assert row["seconds"] == first["rows"]["512 ours dopd"]["seconds"]
     assert row["peak_mib"] > 0
@@ -31,7 +37,5 @@ def test_a_table_in_pieces(tmp_path):
     assert report["rows"]["512 limit"]["over_limit"] == pytest.approx(1.0)
     assert (tmp_path / "loss.png").stat().st_size > 10_000
     # On other terms it is another table.
-    _, other = bench(
-        tmp_path, "--tokens", "128", "--hidden", "4", "--only", "time", *options, *names[:2]
-    )
+    _, other = measure("--tokens", "128", "--hidden", "4", "--only", "time", *options, *names[:2])
     assert set(other["rows"]) == {"128 ours dopd", "128 limit"}

@@ -9,6 +9,7 @@ import pytest
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.data.embedded.sets import MODELS, embedded_model
 from dopd_vlm.models.policy import load_policy
+from dopd_vlm.scripts import evaluate
 
 ROOT = Path(__file__).parent.parent
 SHORT = [
@@ -23,7 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("recipe", ["demo"])
-def test_the_demo_prints_its_table_and_leaves_a_checkpoint(recipe, tmp_path):
+def test_the_demo_prints_its_table_and_leaves_a_checkpoint(recipe, tmp_path, capsys):
     few = tmp_path / "few.yaml"  # the first and the last evaluation take all questions of a task
     few.write_text(
         "description: some shapes\nrows: embedded:shapes/test?num=8\nanswer_type: number\n"
@@ -36,11 +37,11 @@ def test_the_demo_prints_its_table_and_leaves_a_checkpoint(recipe, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for text in ("student before", "teacher", "plain", "privileged", "run folder", "step 2/2"):
         assert text in done.stdout
-    again = run(
-        "scripts/evaluate.py", str(tmp_path / recipe / "checkpoint"), "--tasks", str(few),
+    status = evaluate.main([
+        str(tmp_path / recipe / "checkpoint"), "--tasks", str(few),
         "--annotations", "captions", "--view", "plain,privileged",
-    )  # fmt: skip
-    assert again.returncode == 0 and "few" in again.stdout, again.stdout + again.stderr
+    ])  # fmt: skip
+    assert status == 0 and "few" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if embedded_model(name).is_dir()])

@@ -27,7 +27,15 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_evaluate_both_views_then_compare(tmp_path: Path) -> None:
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """(exit status, what was printed) of the script in this process."""
+    status = evaluate_script.main(list(arguments))
+    return status, " ".join(capsys.readouterr().out.split())
+
+
+def test_evaluate_both_views_then_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     policy = tiny.vl_policy()
     policy.model.save_pretrained(tmp_path / "model")
     policy.processor.save_pretrained(tmp_path / "model")
@@ -42,23 +50,21 @@ def test_evaluate_both_views_then_compare(tmp_path: Path) -> None:
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count('"uid":') == 12 and "data:image/png;base64" in page
     assert (out / "report.md").read_text(encoding="utf-8").startswith("| task | metric | plain |")
-    compared = call("--compare", str(out), str(out), "--out", str(tmp_path / "compared"))
-    assert compared.returncode == 0 and compared.stdout.count("shapes") == 2
+    status, printed = run_here(
+        capsys, "--compare", str(out), str(out), "--out", str(tmp_path / "compared")
+    )
+    assert status == 0 and printed.count("shapes") == 2
     assert '"uid":' not in (tmp_path / "compared" / "comparison.html").read_text(encoding="utf-8")
     other = tmp_path / "other"
     shutil.copytree(out, other)
     file = other / "samples_shapes__plain.jsonl"
     write_lines(file, [{**line, "accuracy": 1 - line["accuracy"]} for line in read_lines(file)])
-    changed = call("--compare", str(out), str(other), "--out", str(tmp_path / "changed"))
-    assert changed.returncode == 0, changed.stdout + changed.stderr
+    status, printed = run_here(
+        capsys, "--compare", str(out), str(other), "--out", str(tmp_path / "changed")
+    )
+    assert status == 0, printed
     page = (tmp_path / "changed" / "comparison.html").read_text(encoding="utf-8")
     assert page.count(' is better","prompt"') == 3 and "data:image/png;base64" in page
-
-
-def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """(exit status, what was printed) of the script in this process."""
-    status = evaluate_script.main(list(arguments))
-    return status, " ".join(capsys.readouterr().out.split())
 
 
 def test_mistakes_end_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,14 @@
 """A recipe's benchmarks in its run: the teacher answers with the run's own weights, the table has all."""
 
 import json
+from unittest.mock import patch
 
 import pytest
 import tiny
 from rich.console import Console
 
 from dopd_vlm.config import read_config
+from dopd_vlm.rollout.own import OwnEngine
 from dopd_vlm.scripts.wiring import evaluation
 from dopd_vlm.scripts.wiring.command_line import recipe_path
 from dopd_vlm.scripts.wiring.evaluation import Evaluation, last_evaluation
@@ -61,7 +63,15 @@ def test_an_own_task_by_path_has_its_numbers_in_the_table(tmp_path, capsys) -> N
     told = capsys.readouterr().out
     assert "2 rows are left out" in told and "own.jsonl line 2" in told and "line 3" in told
     teacher = tiny.text_policy(1)
-    metrics = evaluate(tiny.text_policy(0), 0, False, teacher=teacher)
+    student = tiny.text_policy(0)
+    with patch.object(
+        OwnEngine, "generate", autospec=True, side_effect=OwnEngine.generate
+    ) as drawn:
+        engine = OwnEngine(student)
+        metrics = evaluate(student, 0, False, teacher=teacher, engine=engine)
+    assert [call.args[0] is engine for call in drawn.call_args_list] == [True, False], (
+        "the student's answers come from the run's engine, the teacher's from one of its own"
+    )
     assert metrics["eval/own/plain/n"] == 1
     cells = [list(column.cells) for column in evaluate.table().columns]
     assert cells[0] == ["own"] and cells[2] != ["-"] and cells[5] != ["-"]

@@ -34,7 +34,7 @@ SAMPLES = [tiny.vl_sample(f"row{i}", seed=i) for i in range(5)]
 EVIL = "</script><script>throw new Error('row')</script>"
 
 
-def evaluate(student, step, is_last, *, teacher):
+def evaluate(student, step, is_last, *, teacher, engine=None):
     """Two benchmarks of an invented run: plain rises, privileged falls, one question gives no error bar."""
     metrics = {}
     for task, stderr in (("shapes", 0.03), ("one", float("nan"))):

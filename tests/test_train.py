@@ -76,8 +76,9 @@ def test_a_run_interrupted_before_an_evaluation_makes_it_up(models, tmp_path):
     interrupt_at(make_config(models, tmp_path), 2)
     asked = []
 
-    def evaluate(student, step, is_last, *, teacher):
+    def evaluate(student, step, is_last, *, teacher, engine):
         assert teacher is not None and teacher is not student
+        assert engine.version == step
         asked.append((step, is_last))
         return {"eval/task/plain/accuracy": 0.5}
 

@@ -18,6 +18,7 @@ from dopd_vlm.models.encoder import EncodedPrompt
 from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.models.policy import Policy
+from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.rollout.seeds import mixed_seed
 from dopd_vlm.rollout.weights import policy_weights
 from dopd_vlm.routed_loss import LossOutput, Student, Target, routed_loss
@@ -157,10 +158,15 @@ def sample_completions(
     features: StepFeatures | None = None,
 ) -> list[Rollout]:
     """Completions by the student as it is now."""
-    engine = state.engine
-    if engine.version != state.step:
-        engine.load(policy_weights(state.student), version=state.step)
+    engine = current_engine(state)
     return engine.generate(prompts, sampling, version=state.step, features=features)
+
+
+def current_engine(state: TrainState) -> RolloutEngine:
+    """The run's engine with the student's weights of this step."""
+    if state.engine.version != state.step:
+        state.engine.load(policy_weights(state.student), version=state.step)
+    return state.engine
 
 
 def completion_text(policy: Policy, rollout: Rollout) -> str:

@@ -12,6 +12,7 @@ from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results.results import Results, read_results, write_results
 from dopd_vlm.eval.results.stats import paired_difference
 from dopd_vlm.models.policy import Policy, load_policy
+from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.scripts.wiring.samples import benchmark_samples, resizer
 from dopd_vlm.training.build import run_folder
 
@@ -30,13 +31,19 @@ class Evaluation:
         }
 
     def __call__(
-        self, student: Policy, step: int, is_last: bool, *, teacher: Policy | None
+        self,
+        student: Policy,
+        step: int,
+        is_last: bool,
+        *,
+        teacher: Policy | None,
+        engine: RolloutEngine | None = None,
     ) -> dict[str, float]:
         """{eval/<task>/<view>/<value>: number} of the student; the teacher's once, before step 1."""
         if not self._samples:
             return {}
         limit = self.config.evaluation.limit if step and not is_last else None
-        metrics = self._measure(student, "eval", step_name(step), limit)
+        metrics = self._measure(student, "eval", step_name(step), limit, engine)
         if step == 0 and self.config.evaluation.teacher:
             # A run whose method needs no teacher holds none; the table shows one all the same.
             teacher = teacher or load_policy(
@@ -46,10 +53,15 @@ class Evaluation:
         return metrics
 
     def _measure(
-        self, policy: Policy, prefix: str, name: str, limit: int | None
+        self,
+        policy: Policy,
+        prefix: str,
+        name: str,
+        limit: int | None,
+        engine: RolloutEngine | None = None,
     ) -> dict[str, float]:
         """Metrics of every task in every view, and its results in the run folder as `name`."""
-        results = self._evaluate(policy, limit)
+        results = self._evaluate(policy, limit, engine)
         self._save(results, name)
         metrics: dict[str, float] = {}
         for result in results:
@@ -61,12 +73,15 @@ class Evaluation:
         if process_state().is_main_process:
             write_results(results, run_folder(self.config) / EVALUATIONS, f"{name}.json")
 
-    def _evaluate(self, policy: Policy, limit: int | None) -> list[Results]:
+    def _evaluate(
+        self, policy: Policy, limit: int | None, engine: RolloutEngine | None
+    ) -> list[Results]:
         return [
             evaluate(
                 policy,
                 name,
                 view=view,
+                engine=engine,
                 samples=samples,
                 limit=limit,
                 batch_size=self.config.rollout.batch_size,

@@ -1,7 +1,7 @@
 """Reads a task's real rows from a file and tries gold and wrong answers on its scorer.
 
     dopd check-task-rows math500 MATH-500/test.jsonl
-    dopd check-task-rows mmmu mmmu.parquet --no-pictures --limit 100
+    dopd check-task-rows mmmu mmmu.parquet --no-images --limit 100
 
 Gold answers must count, wrong ones and empty texts must not. Where rows have no answer that a text
 can give (LiveCodeBench's programs, instructions to follow) only reading and the empty text are tried.
@@ -47,13 +47,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("task", help="a name in eval/tasks or a YAML file")
     parser.add_argument("rows", help="file or folder of rows in the benchmark's own schema")
     parser.add_argument("--limit", type=int, help="first rows only")
-    parser.add_argument(
-        "--no-pictures", action="store_true", help="the rows' pictures are not here"
-    )
+    parser.add_argument("--no-images", action="store_true", help="the rows' images are not here")
     options = parser.parse_args(arguments)
     try:
         task = load_benchmark(options.task)
-        if options.no_pictures:
+        if options.no_images:
             columns = {key: value for key, value in task.columns.items() if key != "images"}
             task = replace(task, columns=columns, frames=0)
         raw = task_rows(task, options.rows)

@@ -144,7 +144,7 @@ def test_good_replies_make_rows_that_train_and_validate(folder) -> None:
     assert validate(rows).problems == []
 
 
-def test_pictures_are_kept_as_they_were(folder) -> None:
+def test_images_are_kept_as_they_were(folder) -> None:
     run(folder, good)
     made = read_rows(folder / "out")[1]["images"][0]
     assert made.endswith(".jpg")
@@ -352,11 +352,11 @@ def test_timeouts_are_repeated(folder) -> None:
 
 def test_a_refused_request_drops_its_row_alone(folder) -> None:
     def script(body, number):
-        return (400, "picture too large") if asked_for(body)[0] == "r3" else good(body, number)
+        return (400, "image too large") if asked_for(body)[0] == "r3" else good(body, number)
 
     outcome, bodies = run(folder, script)
     assert (outcome.kept, outcome.dropped) == (5, {"rejected": 1})
-    assert "status 400: picture too large" in dropped(folder / "out")["r3"]
+    assert "status 400: image too large" in dropped(folder / "out")["r3"]
     assert Counter(asked_for(body)[0] for _, _, body in bodies)["r3"] == 1
 
 
@@ -378,9 +378,9 @@ def test_an_absent_endpoint_loses_nothing_and_the_run_goes_on(folder) -> None:
 
 
 def test_bad_rows_are_dropped_without_a_request(folder) -> None:
-    (folder / "p1.jpg").write_bytes(b"no picture")
+    (folder / "p1.jpg").write_bytes(b"no image")
     lines = (folder / "metadata.jsonl").read_text().splitlines()
-    text_only = json.dumps({"uid": "t", "question": "t no picture ?"})
+    text_only = json.dumps({"uid": "t", "question": "t no image ?"})
     video = json.dumps({"uid": "v", "question": "v what ?", "videos": ["x.mp4"]})
     (folder / "metadata.jsonl").write_text("\n".join([*lines, text_only, video]))
     outcome, bodies = run(folder, good)
@@ -416,7 +416,7 @@ def test_requests_are_paced(folder) -> None:
 
 
 @pytest.mark.parametrize("coords", ["pixel", "qwen2_5"])
-def test_pixels_are_those_of_the_picture_as_sent(folder, coords) -> None:
+def test_pixels_are_those_of_the_image_as_sent(folder, coords) -> None:
     sent = {}
 
     def script(body, number):
@@ -442,7 +442,7 @@ def test_what_a_question_says_fills_no_field(folder) -> None:
     assert "x {answer} {places} ?" in bodies[0][2]["messages"][0]["content"][-1]["text"]
 
 
-def test_several_pictures_are_numbered_in_question_and_boxes(folder) -> None:
+def test_several_images_are_numbered_in_question_and_boxes(folder) -> None:
     row = {"uid": "m", "images": ["p0.png", "p1.jpg"], "question": "m <image> or <image> ?"}
     (folder / "metadata.jsonl").write_text(json.dumps(row))
     reply = '[{"bbox_2d": [100, 200, 500, 800], "label": "cup", "image": 2}]'
@@ -477,7 +477,7 @@ def run_script(monkeypatch, capsys):
 
 
 def many_rows(folder, num):
-    """More rows about the folder's pictures: r0, r1, ..."""
+    """More rows about the folder's images: r0, r1, ..."""
     row = json.loads((folder / "metadata.jsonl").read_text().splitlines()[0])
     lines = [
         json.dumps({**row, "uid": f"r{n}", "question": f"r{n} how many cups ?"}) for n in range(num)

@@ -89,8 +89,8 @@ def test_transformers_serve_speaks_the_same_protocol(tmp_path, name, kind) -> No
     """With an embedded student: its replies are no JSON, but counted and kept."""
     model = str(embedded_model(f"embedded:{name}"))
     Image.new("RGB", (200, 100), "teal").save(tmp_path / "p.png")
-    pictures = {"images": ["p.png"]} if kind == "boxes" else {}
-    rows = [{**row, **pictures} for row in list(text_rows(tmp_path))[:3]]
+    images = {"images": ["p.png"]} if kind == "boxes" else {}
+    rows = [{**row, **images} for row in list(text_rows(tmp_path))[:3]]
     with transformers_serve(model) as url:
         where = Endpoint(url=url, model=model, max_tokens=8, max_concurrent=2, timeout_s=60)
         outcome = annotate(rows, tmp_path / "real", Task(kinds=(kind,), attempts=1), where)

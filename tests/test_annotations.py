@@ -74,7 +74,7 @@ BAD = {
 }
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     return [Image.linear_gradient("L").resize(size).convert("RGB") for size in SIZES]
 
 
@@ -98,7 +98,7 @@ def test_contract_nothing_in_nothing_out(kind) -> None:
     value = instance.parse(None, SIZES)
     assert instance.describe(value, FRAME) == ""
     if isinstance(instance, DrawnType):
-        given = pictures()
+        given = images()
         drawn = instance.draw(given, value)
         assert [image.tobytes() for image in drawn] == [image.tobytes() for image in given]
 
@@ -122,7 +122,7 @@ def test_contract_drawing_changes_copies_only(kind) -> None:
     if not isinstance(instance, DrawnType):
         assert forms(name) == ("text",)
         return
-    given = pictures()
+    given = images()
     before = [image.tobytes() for image in given]
     value = instance.parse(EXAMPLES[name], SIZES)
     drawn, again = instance.draw(given, value), instance.draw(given, value)
@@ -152,7 +152,7 @@ def test_boxes_as_text_are_the_family_s_json() -> None:
     assert text == '[{"bbox_2d": [11, 8, 67, 50], "label": "red circle"}]'
 
 
-def test_boxes_of_several_pictures_are_told_apart() -> None:
+def test_boxes_of_several_images_are_told_apart() -> None:
     text = TYPES["boxes"].describe(TYPES["boxes"].parse(EXAMPLES["boxes"], SIZES), FRAME)
     assert text.splitlines() == [
         'image 1: [{"bbox_2d": [100, 100, 600, 600], "label": "red circle"}]',
@@ -202,7 +202,7 @@ def test_any_box_is_inside_or_refused_and_draws(x, y, w, h) -> None:
     left, top, right, bottom = value[0].xyxy
     assert 0 <= left < right <= 120 and 0 <= top < bottom <= 70
     assert isinstance(kind, DrawnType)
-    assert kind.draw(pictures(), value)[0].size == SIZES[0]
+    assert kind.draw(images(), value)[0].size == SIZES[0]
 
 
 def test_masks_are_painted_where_they_are_and_described_by_their_outline() -> None:
@@ -237,14 +237,14 @@ def test_run_lengths_as_text_and_as_a_list_are_one_mask(lengths, height) -> None
     assert (decode_runs(lengths, size) == coco_masks.decode(runs).astype(bool)).all()
 
 
-def test_crops_are_further_pictures_that_show_the_region() -> None:
-    picture = Image.new("RGB", (400, 300), "white")
-    picture.paste("red", (200, 100, 240, 130))
+def test_crops_are_further_images_that_show_the_region() -> None:
+    image = Image.new("RGB", (400, 300), "white")
+    image.paste("red", (200, 100, 240, 130))
     kind = TYPES["crops"]
     assert isinstance(kind, DrawnType)
     value = kind.parse([{"bbox": [200, 100, 40, 30], "label": "sign"}], [(400, 300)])
-    own, crop = kind.draw([picture], value)
-    assert own.tobytes() == picture.tobytes()
+    own, crop = kind.draw([image], value)
+    assert own.tobytes() == image.tobytes()
     assert max(crop.size) == 448
     assert crop.getpixel((crop.width // 2, crop.height // 2)) == (255, 0, 0)
     assert crop.getpixel((2, 2)) == (255, 255, 255)
@@ -252,14 +252,14 @@ def test_crops_are_further_pictures_that_show_the_region() -> None:
     assert text == "crop 1: sign, image 1 at [200, 100, 240, 130]"
 
 
-def test_marks_number_regions_over_all_pictures() -> None:
+def test_marks_number_regions_over_all_images() -> None:
     kind = TYPES["marks"]
     value = kind.parse(EXAMPLES["marks"], SIZES)
     assert kind.describe(value, FRAME) == "1: red circle\n2: region"
     assert isinstance(kind, DrawnType)
-    first, second = kind.draw(pictures(), value)
-    assert first.getpixel((42, 20)) != pictures()[0].getpixel((42, 20))
-    assert second.tobytes() != pictures()[1].tobytes()
+    first, second = kind.draw(images(), value)
+    assert first.getpixel((42, 20)) != images()[0].getpixel((42, 20))
+    assert second.tobytes() != images()[1].tobytes()
 
 
 def test_labels_may_be_in_any_script() -> None:
@@ -268,7 +268,7 @@ def test_labels_may_be_in_any_script() -> None:
     text = kind.describe(value, Frame(family="pixel", size=SIZES[0]))
     assert json.loads(text)[0]["label"] == "tasse \u676f"
     assert isinstance(kind, DrawnType)
-    assert kind.draw(pictures()[:1], value)[0].size == SIZES[0]
+    assert kind.draw(images()[:1], value)[0].size == SIZES[0]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_hints_that_disclose_are_found(text, answer, choices) -> None:
         ("step 2: count them", "2", None),
         ("2. count them", "2", None),
         ("Because a cat is small", "B", {"A": "cat", "B": "dog"}),
-        ("A picture shows it: A", "B", {"A": "cat", "B": "dog"}),
+        ("An image shows it: A", "B", {"A": "cat", "B": "dog"}),
         ("look again", "", None),
         ("weight", "8", None),
     ],

@@ -65,12 +65,12 @@ def test_timings_join_earlier_ones_on_the_same_terms_only(tmp_path):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_pictures_are_sampled_by_us_and_by_generate_alone(tmp_path):
+def test_images_are_sampled_by_us_and_by_generate_alone(tmp_path):
     report = measured(bench_rollout, tmp_path, "--model", "embedded_vl")
     assert {name: calls[0]["tokens"] for name, calls in report["timings"].items()} == {
         "ours": WORK, "generate": WORK,
     }  # fmt: skip
-    assert report["failed"] == {"generate_batch": "takes no pictures"}
+    assert report["failed"] == {"generate_batch": "takes no images"}
 
 
 @pytest.mark.slow

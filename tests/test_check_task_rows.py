@@ -48,8 +48,8 @@ def test_broken_rows_and_false_golds_are_shown(check: Check, tmp_path: Path) -> 
     assert status == 2 and "unknown task 'bfclv4'; near: bfclv3" in text
 
 
-def test_pictures_may_be_absent(check: Check) -> None:
-    status, text = check("mmstar", FIXTURES / "mmstar.jsonl", "--no-pictures", "--limit", "1")
+def test_images_may_be_absent(check: Check) -> None:
+    status, text = check("mmstar", FIXTURES / "mmstar.jsonl", "--no-images", "--limit", "1")
     assert status == 0 and "2 rows, 1 used" in text
 
 
@@ -81,5 +81,5 @@ def test_a_gold_that_no_option_has_is_shown(check: Check, tmp_path: Path) -> Non
     rows = tmp_path / "rows.jsonl"
     row = {"id": "1", "question": "Which? (A) x (B) y", "answer": "D", "skill": ["s"]}
     rows.write_text(json.dumps(row) + "\n")
-    status, text = check("logicvista", rows, "--no-pictures")
+    status, text = check("logicvista", rows, "--no-images")
     assert status == 1 and "gold 'D' is not among ['A', 'B']" in text

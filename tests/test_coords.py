@@ -88,10 +88,10 @@ def image_processor(patch_size=16, limits=QWEN3_VL):
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 6000), st.integers(1, 6000), st.sampled_from([14, 16]))
-def test_both_libraries_resize_alike_wherever_pictures_are_accepted(
+def test_both_libraries_resize_alike_wherever_images_are_accepted(
     width, height, patch_size
 ) -> None:
-    """Beyond MAX_ASPECT they may not, which is why such pictures are refused."""
+    """Beyond MAX_ASPECT they may not, which is why such images are refused."""
     limits = {"min_pixels": QWEN3_VL["shortest_edge"], "max_pixels": QWEN3_VL["longest_edge"]}
     assume(max(width, height) <= MAX_ASPECT * min(width, height))
     theirs = utils_resize(height, width, 2 * patch_size, **limits)
@@ -116,10 +116,10 @@ def test_parity_with_qwen_vl_utils_at_patch_16_pixel_for_pixel(size) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [(7, 5), (640, 427), (90, 1800), (2600, 1900)])
-def test_a_box_on_an_exif_rotated_picture_comes_back_within_half_a_cell(
+def test_a_box_on_an_exif_rotated_image_comes_back_within_half_a_cell(
     tmp_path, family, size
 ) -> None:
-    """The row's box is in pixels of the upright picture; the text is read back by `decode`."""
+    """The row's box is in pixels of the upright image; the text is read back by `decode`."""
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying, shown turned by 90 degrees
     Image.new("RGB", size[::-1]).save(tmp_path / "turned.jpg", exif=exif)

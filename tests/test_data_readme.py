@@ -50,8 +50,8 @@ def test_a_new_type_is_one_file_and_one_line_and_is_seen(folder, capsys) -> None
     assert "gaze" not in annotations.TYPES, "the entry point alone made it known"
     page = (folder / "looks.html").read_text(encoding="utf-8")
     assert "<mark>gaze:" in page and "seconds" in page
-    pictures = re.findall(r'src="(data:image[^"]+)"', page)
-    assert len(pictures) == 2 and pictures[0] != pictures[1]
+    images = re.findall(r'src="(data:image[^"]+)"', page)
+    assert len(images) == 2 and images[0] != images[1]
 
 
 @pytest.mark.slow

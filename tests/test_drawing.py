@@ -1,4 +1,4 @@
-"""Marks on pictures: legible at every size, on any ground and to colour-blind eyes."""
+"""Marks on images: legible at every size, on any ground and to colour-blind eyes."""
 
 import pytest
 from PIL import Image, ImageChops, ImageColor
@@ -15,9 +15,9 @@ def test_drawn_boxes_are_legible_at_every_size(side) -> None:
     value = kind.parse([{"bbox": box, "label": "cup"}], [(side, side)])
     drawn = kind.draw([Image.new("RGB", (side, side), "white")], value)[0]
     row = [drawn.getpixel((x, side // 2)) != (255, 255, 255) for x in range(side)]
-    assert sum(row[: side // 2]) >= max(1, side // 200), "the stroke scales with the picture"
+    assert sum(row[: side // 2]) >= max(1, side // 200), "the stroke scales with the image"
     tag = [drawn.getpixel((side // 4 + 1, y)) != (255, 255, 255) for y in range(side // 4)]
-    assert sum(tag) >= side / 30, "the label stands above the box and scales with the picture"
+    assert sum(tag) >= side / 30, "the label stands above the box and scales with the image"
 
 
 def drawn_with(name: str, raw, image: Image.Image) -> Image.Image:

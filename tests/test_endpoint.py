@@ -192,14 +192,14 @@ async def wire(messages: list, image_format: str) -> list:
         uris.close()
 
 
-def test_pictures_travel_as_they_are_and_seeds_differ() -> None:
-    picture = tiny.picture(9, 7)
-    turns = [{"role": "user", "content": [{"type": "image", "image": picture},
+def test_images_travel_as_they_are_and_seeds_differ() -> None:
+    image = tiny.image(9, 7)
+    turns = [{"role": "user", "content": [{"type": "image", "image": image},
                                           {"type": "text", "text": "what?"}]}]  # fmt: skip
     (turn,) = asyncio.run(wire(turns, "png"))
     head, _, data = turn["content"][0]["image_url"]["url"].partition(",")
     assert head == "data:image/png;base64"
-    assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == picture.tobytes()
+    assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == image.tobytes()
     assert turn["content"][1] == {"type": "text", "text": "what?"}
     sampled = Sampling(temperature=0.7, top_p=0.9, top_k=20, num_generations=2)
     assert decoding_fields(sampled) == {

@@ -21,9 +21,9 @@ from dopd_vlm.data.views import make_sample
 @pytest.fixture
 def sample(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    picture = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
+    image = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
     row = {
-        "uid": "a", "images": [picture], "question": "left <image> right ?", "answer": "red",
+        "uid": "a", "images": [image], "question": "left <image> right ?", "answer": "red",
         "system": "be brief", "meta": {"source": "mine"},
         "annotations": {"boxes": [{"bbox": [10, 5, 20, 15], "label": "secret thing"}]},
     }  # fmt: skip
@@ -50,7 +50,7 @@ def test_verl_parquet_comes_back_with_both_views(sample, tmp_path) -> None:
     assert back.privileged.images[0].tobytes() == sample.privileged.images[0].tobytes()
 
 
-def test_a_parquet_file_of_rows_holds_its_pictures(tmp_path, sample) -> None:
+def test_a_parquet_file_of_rows_holds_its_images(tmp_path, sample) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
     sample.plain.images[0].save(folder / "p.png")
@@ -65,9 +65,9 @@ def test_a_parquet_file_of_rows_holds_its_pictures(tmp_path, sample) -> None:
 
 
 def test_rows_of_other_keys_share_a_parquet_file_and_its_row_groups_are_small(tmp_path) -> None:
-    picture = Image.new("RGB", (8, 6), "red")
+    image = Image.new("RGB", (8, 6), "red")
     rows = [
-        {"uid": str(n), "images": [picture], "question": f"{n} ?", "choices": None,
+        {"uid": str(n), "images": [image], "question": f"{n} ?", "choices": None,
          "annotations": {"captions": ["c"]} if n % 2 else {"boxes": [{"bbox": [1, 1, 2, 2]}]},
          "meta": {"split": "test" if n > 200 else "train"}}
         for n in range(250)

@@ -58,7 +58,7 @@ def test_vlmevalkit_reads_the_tables_back(tmp_path: Path) -> None:
     assert len(several) == 2
 
 
-def test_vlmevalkit_gets_categories_and_questions_without_pictures(tmp_path: Path) -> None:
+def test_vlmevalkit_gets_categories_and_questions_without_images(tmp_path: Path) -> None:
     (path,) = exported("vlmevalkit", "mmstar", tmp_path)
     assert pandas.read_csv(path, sep="\t")["category"].notna().all()
     (path,) = exported("vlmevalkit", "gpqa_diamond", tmp_path)

@@ -21,7 +21,7 @@ from dopd_vlm.training.step import Clock, distil_step, train_step
 from dopd_vlm.types import Sample, View
 
 FIRST, SECOND, DRAWN = (
-    tiny.picture(*size, seed=i) for i, size in enumerate(((48, 32), (32, 80), (48, 32)))
+    tiny.image(*size, seed=i) for i, size in enumerate(((48, 32), (32, 80), (48, 32)))
 )
 
 
@@ -43,7 +43,7 @@ def copy_of(image: Image.Image) -> Image.Image:
 
 
 def towers(state: TrainState) -> dict[str, list[int]]:
-    """Pictures of every pass through each model's tower from here on, and whether gradient was on."""
+    """Images of every pass through each model's tower from here on, and whether gradient was on."""
     seen: dict[str, list] = {}
     for name in ("student", "teacher"):
         calls = seen.setdefault(name, [])

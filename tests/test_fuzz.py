@@ -44,8 +44,8 @@ def noisy(size=(40, 30)):
 
 
 def frames(kind):
-    pictures = [noisy() for _ in range(3)]
-    return encoded(pictures[0], kind, save_all=True, append_images=pictures[1:])
+    images = [noisy() for _ in range(3)]
+    return encoded(images[0], kind, save_all=True, append_images=images[1:])
 
 
 BAD_FILES = {
@@ -76,7 +76,7 @@ ODD_FILES = {
     "alpha": encoded(noisy().convert("RGBA"), "PNG"),
     "grey and alpha": encoded(noisy().convert("LA"), "WEBP"),
 }
-"""Unusual, but a picture all the same: 40 x 30 pixels."""
+"""Unusual, but an image all the same: 40 x 30 pixels."""
 BAD_PATHS = {
     "up": ("../secret.png", "must be relative"),
     "absolute": ("/etc/passwd", "must be relative"),
@@ -138,14 +138,14 @@ BAD_ROWS = {
         {"choices": {"A": "<start_of_turn>", "B": "y"}, "answer": "B"}, "option A holds '<start"),
     "turn in system": ({"system": "<|im_start|>"}, "system holds"),
     "lone surrogate": ({"question": "what \ud800 ?"}, "no valid Unicode"),
-    "pictures as text": ({"images": "p.png"}, "must be a list"),
+    "images as text": ({"images": "p.png"}, "must be a list"),
     "answer outside": ({"choices": ["a", "b"], "answer": "D"}, "not among the choices"),
     "annotations as list": ({"annotations": [1]}, "must be an object"),
     "annotations as broken text": ({"annotations": "{"}, "no JSON"),
     "disclosed": ({"annotations": {"hints": ["the answer is red"]}}, "discloses the answer"),
     "ten thousand": (
         {"annotations": {"boxes": [{"bbox": [1, 1, 5, 5]}] * 10_000}}, "at most 1000 objects"),
-    "picture that is not there": (
+    "image that is not there": (
         {"annotations": {"boxes": [{"bbox": [1, 1, 5, 5], "image": 3}]}}, "names image 3"),
 }  # fmt: skip
 
@@ -266,7 +266,7 @@ def test_any_segmentation_is_a_mask_or_a_refusal(folder, area) -> None:
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]), st.data())
-def test_a_damaged_file_of_any_format_is_a_picture_or_a_refusal(folder, kind, data) -> None:
+def test_a_damaged_file_of_any_format_is_an_image_or_a_refusal(folder, kind, data) -> None:
     whole = bytearray(encoded(Image.linear_gradient("L").resize((16, 12)), kind))
     for _ in range(data.draw(st.integers(0, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
@@ -298,7 +298,7 @@ def test_columns_of_mixed_types_concern_their_rows_alone(folder) -> None:
     assert [bad.uid for bad in skipped] == ["1", "2", "3"]
 
 
-def test_a_picture_that_claims_much_is_refused_before_it_is_decoded(folder) -> None:
+def test_an_image_that_claims_much_is_refused_before_it_is_decoded(folder) -> None:
     assert len((folder / "bomb.png").read_bytes()) < 5000
     before = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
     with pytest.raises(ValueError, match="over the limit of 64000000 pixels"):

@@ -73,7 +73,7 @@ def run(folder: Path) -> list[dict[str, float]]:
         ),
     )  # fmt: skip
     samples = [tiny.vl_sample(f"row{i}", seed=i) for i in range(4)]
-    # One row without a picture, so that both kinds meet in a batch.
+    # One row without an image, so that both kinds meet in a batch.
     result = train(config, [*samples, replace(tiny.text_sample("row4"), answer="2")])
     lines = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line for line in map(json.loads, lines) if "loss" in line]

@@ -27,7 +27,7 @@ from dopd_vlm.rollout import OwnEngine
 from dopd_vlm.types import Sample, Sampling, View
 
 TASK = Benchmark(
-    name="sums", description="d", rows="r", answer_type="number", category="kind", cluster="picture"
+    name="sums", description="d", rows="r", answer_type="number", category="kind", cluster="image"
 )
 
 
@@ -41,7 +41,7 @@ def samples(count: int = 7) -> list[Sample]:
             answer_type="number",
             plain=View(),
             privileged=View(context=f"it is {i + 2}"),
-            source={"kind": "odd" if i % 2 else "even", "picture": i // 2},
+            source={"kind": "odd" if i % 2 else "even", "image": i // 2},
         )
         for i in range(count)
     ]
@@ -235,7 +235,7 @@ def test_failed_requests_are_counted_and_asked_again(tmp_path: Path) -> None:
     assert whole.failed_rate == 0.0 and whole.per_question == run().per_question
 
 
-def test_questions_that_share_a_picture_are_clustered() -> None:
+def test_questions_that_share_an_image_are_clustered() -> None:
     one, two = tiny.vl_sample("a", seed=1), tiny.vl_sample("b", seed=2)
     twin = dataclasses.replace(one, uid="c", question="what is 2 + 2?")
     asked = [dataclasses.replace(s, question=f"what is {i} + 2?") for i, s in enumerate((one, two))]

@@ -78,7 +78,7 @@ def test_the_limit_is_checked_before_decoding() -> None:
         load_image(Image.new("RGB", (4, 3)), max_pixels=11)
 
 
-def test_too_thin_a_picture_is_refused() -> None:
+def test_too_thin_an_image_is_refused() -> None:
     assert load_image(Image.new("RGB", (60, 3))).size == (60, 3)
     with pytest.raises(ValueError, match=r"61 x 3 pixels; sides of more than 20:1"):
         load_image(Image.new("RGB", (61, 3)))
@@ -93,7 +93,7 @@ def test_too_thin_a_picture_is_refused() -> None:
         (png_claiming(40, 30), "truncated or damaged"),
     ],
 )
-def test_what_is_no_whole_picture_is_refused(tmp_path, content, message) -> None:
+def test_what_is_no_whole_image_is_refused(tmp_path, content, message) -> None:
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(ValueError, match=rf"x\.png.*{message}"):
         load_image("x.png", root=tmp_path)
@@ -123,7 +123,7 @@ def test_paths_stay_in_the_data_folder(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("source", [None, 3, {}, {"bytes": None, "path": None}, "", ["a.png"]])
-def test_other_things_than_pictures_are_refused(source) -> None:
+def test_other_things_than_images_are_refused(source) -> None:
     with pytest.raises(ValueError, match="an image must be"):
         load_image(source)
 
@@ -141,7 +141,7 @@ def _png() -> bytes:
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(_png()) - 1), st.integers(0, 255), st.integers(0, len(_png())))
-def test_a_damaged_picture_loads_or_raises_value_error(position, value, length) -> None:
+def test_a_damaged_image_loads_or_raises_value_error(position, value, length) -> None:
     data = bytearray(_png())
     data[position] = value
     with contextlib.suppress(ValueError):

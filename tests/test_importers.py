@@ -113,10 +113,10 @@ def test_ms_swift(folder) -> None:
 
 
 def test_verl_parquet_with_bytes(folder) -> None:
-    picture = {"bytes": (folder / "a.png").read_bytes(), "path": None}
+    image = {"bytes": (folder / "a.png").read_bytes(), "path": None}
     row = {
         "data_source": "geo", "prompt": [{"role": "user", "content": "<image>so ?"}],
-        "images": [picture], "reward_model": {"ground_truth": "4"},
+        "images": [image], "reward_model": {"ground_truth": "4"},
     }  # fmt: skip
     datasets.Dataset.from_list([row]).to_parquet(str(folder / "v.parquet"))
     (sample,) = imported("verl", folder / "v.parquet", folder)
@@ -129,9 +129,9 @@ BAD_COCO = {
     "half": (b'{"images": [', "cannot be read as JSON"),
     "not UTF-8": ('{"images": [], "x": "\u00e9"}'.encode("latin-1"), "cannot be read as JSON"),
     "a list": (b"[]", "not in the format 'coco'"),
-    "no pictures": (b'{"annotations": []}', "not in the format 'coco'.*images"),
+    "no images": (b'{"annotations": []}', "not in the format 'coco'.*images"),
     "no file": (b'{"images": [{"id": 1}]}', "not in the format 'coco'.*file_name"),
-    "no picture's id": (
+    "no image's id": (
         b'{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"bbox": [1, 1, 2, 2]}]}',
         "not in the format 'coco'.*image_id",
     ),
@@ -151,7 +151,7 @@ def test_what_is_no_coco_is_told_and_leaves_no_rows(folder, case) -> None:
     assert not (folder / "out" / "metadata.jsonl").exists()
 
 
-def test_coco_annotations_of_unlisted_pictures_are_counted(folder) -> None:
+def test_coco_annotations_of_unlisted_images_are_counted(folder) -> None:
     boxes = [{"image_id": n, "bbox": [1, 1, 2, 2], "category_id": 1} for n in (1, 7, 7)]
     data = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": boxes}
     (folder / "c.json").write_text(json.dumps(data))
@@ -169,7 +169,7 @@ def test_vision_opd(folder) -> None:
     assert sample.plain.images[0].getpixel((3, 3)) == (255, 0, 0)
 
 
-def test_a_folder_of_pictures(folder) -> None:
+def test_a_folder_of_images(folder) -> None:
     (folder / "pics" / "cat").mkdir(parents=True)
     Image.new("RGB", (9, 8)).save(folder / "pics" / "cat" / "1.png")
     written, _ = write_rows(
@@ -288,7 +288,7 @@ def test_refcoco_asks_where_each_expression_is(folder, form) -> None:
 
 
 def test_refcoco_has_a_question_of_its_own(folder) -> None:
-    row = next(import_rows("refcoco", refcoco_sources(folder)["unc"], "Describe the picture."))
+    row = next(import_rows("refcoco", refcoco_sources(folder)["unc"], "Describe the image."))
     assert row["question"].startswith("Locate left cup. Answer with its box as [x1, y1, x2, y2]")
 
 

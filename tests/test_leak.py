@@ -31,12 +31,12 @@ from dopd_vlm.training import step
 from dopd_vlm.types import Sample, View, ViewName
 
 SIZES = ((64, 48), (40, 88), (96, 32))
-PICTURES = tuple(tiny.picture(*size, seed=seed) for seed, size in enumerate(SIZES))
-KINDS = {"text": 0, "one picture": 1, "three pictures": 3}
+IMAGES = tuple(tiny.image(*size, seed=seed) for seed, size in enumerate(SIZES))
+KINDS = {"text": 0, "one image": 1, "three images": 3}
 WORDS = (*COLOURS, *SHAPES, "step", "add", "take", "left", "<image>", "<|image_pad|>", "{question}")
 """Known to the embedded tokenizer, and some that mean something to templates or processor."""
 PROCESSED = ("<|image_pad|>",)
-"""What a prompt may hold only where a picture is."""
+"""What a prompt may hold only where an image is."""
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def policy() -> Policy:
     return load_policy(config, device="cpu", trainable=False)
 
 
-def base_row(num_pictures: int) -> dict:
+def base_row(num_images: int) -> dict:
     """What the student may see, and an annotation of its own."""
     return {
-        "uid": "r", "images": list(PICTURES[:num_pictures]), "question": "how many red objects ?",
+        "uid": "r", "images": list(IMAGES[:num_images]), "question": "how many red objects ?",
         "system": "you are a helpful assistant", "answer": "7", "annotations": {"captions": ["nothing"]},
     }  # fmt: skip
 
@@ -60,11 +60,11 @@ def texts() -> st.SearchStrategy[str]:
 
 
 @st.composite
-def boxes(draw, num_pictures: int) -> list[dict]:
-    """Boxes inside the pictures, with a label and, for `ocr`, a text."""
+def boxes(draw, num_images: int) -> list[dict]:
+    """Boxes inside the images, with a label and, for `ocr`, a text."""
     made = []
     for _ in range(draw(st.integers(1, 3))):
-        image = draw(st.integers(0, num_pictures - 1))
+        image = draw(st.integers(0, num_images - 1))
         width, height = SIZES[image]
         x, y = draw(st.integers(0, width - 2)), draw(st.integers(0, height - 2))
         size = [draw(st.integers(1, width - x)), draw(st.integers(1, height - y))]
@@ -89,15 +89,15 @@ def halves(items: list[dict]) -> list[dict]:
     return made
 
 
-def values(num_pictures: int) -> dict[str, st.SearchStrategy]:
-    """For every built-in type, values that fit a row with so many pictures."""
+def values(num_images: int) -> dict[str, st.SearchStrategy]:
+    """For every built-in type, values that fit a row with so many images."""
     lines = st.lists(texts(), min_size=1, max_size=3)
     found = {
         "captions": lines, "hints": lines, "summary": texts(), "solution": lines, "answer": texts(),
         "scene_graph": st.lists(st.tuples(texts(), texts(), texts()).map(list), min_size=1, max_size=2),
     }  # fmt: skip
-    if num_pictures:
-        inside = boxes(num_pictures)
+    if num_images:
+        inside = boxes(num_images)
         found |= dict.fromkeys(("boxes", "crops", "marks", "ocr"), inside)
         found |= {"points": inside.map(corners), "masks": inside.map(halves)}
     return found
@@ -108,12 +108,12 @@ def test_every_type_has_values_here():
 
 
 @st.composite
-def privileged(draw, num_pictures: int) -> tuple[dict, list]:
+def privileged(draw, num_images: int) -> tuple[dict, list]:
     """Fields that the student must not see, and which of the annotations the teacher is shown how."""
-    known = values(num_pictures)
+    known = values(num_images)
     chosen = draw(st.lists(st.sampled_from(sorted(known)), unique=True, max_size=6))
     teacher = draw(
-        st.sampled_from([None, None, [], [Image.new("RGB", (32, 80), "red")], list(PICTURES)])
+        st.sampled_from([None, None, [], [Image.new("RGB", (32, 80), "red")], list(IMAGES)])
     )
     fields = {
         "answer": draw(texts()),
@@ -149,13 +149,13 @@ def as_bytes(prompt: EncodedPrompt) -> dict[str, tuple]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_student_s_ids_and_pixels_do_not_change(policy, kind):
-    num_pictures = KINDS[kind]
-    row = base_row(num_pictures)
+    num_images = KINDS[kind]
+    row = base_row(num_images)
     expected = as_bytes(encode(policy, row, ["captions"], "plain"))
-    assert ("pixel_values" in expected) == (num_pictures > 0)
+    assert ("pixel_values" in expected) == (num_images > 0)
 
     @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(privileged(num_pictures))
+    @given(privileged(num_images))
     def check(found) -> None:
         fields, shown = found
         try:
@@ -191,10 +191,10 @@ def test_the_teacher_s_ids_or_pixels_do_change(policy, name):
         assert drawn["pixel_values"] != plain["pixel_values"]
 
 
-def test_ready_made_context_and_pictures_change_the_teacher_s_prompt(policy):
+def test_ready_made_context_and_images_change_the_teacher_s_prompt(policy):
     row = base_row(1)
     plain = as_bytes(encode(policy, row, [], "privileged"))
-    for changed in ({"privileged_context": "red"}, {"teacher_images": [PICTURES[1]]}):
+    for changed in ({"privileged_context": "red"}, {"teacher_images": [IMAGES[1]]}):
         assert as_bytes(encode(policy, {**row, **changed}, [], "privileged")) != plain
 
 
@@ -224,7 +224,7 @@ def test_rollout_inputs_of_two_runs_with_other_annotations_are_identical(tmp_pat
 
 
 def record_prompts(monkeypatch, into: list[dict[str, bytes]]) -> None:
-    """Notes what the model reads with pictures while a training step samples, and only then."""
+    """Notes what the model reads with images while a training step samples, and only then."""
     is_sampling = []
 
     def sampling(*args, **options):

@@ -110,22 +110,22 @@ def test_our_accuracy_is_lm_evals_on_the_same_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_picture_tasks_agree_with_ours_and_with_hf_multimodal(tmp_path: Path) -> None:
+def test_image_tasks_agree_with_ours_and_with_hf_multimodal(tmp_path: Path) -> None:
     policy = embedded("embedded:student_vl")
     rows = embedded_rows("embedded:shapes/test")[:24]
-    pictures = tmp_path / "pictures" / "test"
-    pictures.mkdir(parents=True)
-    with (pictures / "metadata.jsonl").open("w") as file:
+    images = tmp_path / "images" / "test"
+    images.mkdir(parents=True)
+    with (images / "metadata.jsonl").open("w") as file:
         for row in rows:
             source = Path(row["origin"]["root"]) / row["images"][0]
-            (pictures / source.name).write_bytes(source.read_bytes())
+            (images / source.name).write_bytes(source.read_bytes())
             line = {"file_name": source.name, "question": row["question"], "answer": row["answer"]}
             file.write(json.dumps(line) + "\n")
     folder = write_task(
         tmp_path,
         "local_shapes",
         dataset_path="imagefolder",
-        dataset_kwargs={"data_dir": str(pictures.parent)},
+        dataset_kwargs={"data_dir": str(images.parent)},
         doc_to_image=["image"],
         doc_to_text="<image>{{question}}",
     )
@@ -244,7 +244,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown model arguments"):
         PolicyLM(policy=tiny.text_policy(), peft="x")
     with pytest.raises(NotImplementedError, match="generate_until"):
-        lm.loglikelihood(requests("loglikelihood", ("a", "b", {"visual": [tiny.picture(8, 8)]})))
+        lm.loglikelihood(requests("loglikelihood", ("a", "b", {"visual": [tiny.image(8, 8)]})))
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Rows with no, one and several pictures in one training batch: the same update as one by one."""
+"""Rows with no, one and several images in one training batch: the same update as one by one."""
 
 from dataclasses import replace
 
@@ -12,17 +12,15 @@ from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, distil_step
 from dopd_vlm.types import Sample, Sampling, View
 
-PICTURES = tuple(
-    tiny.picture(*size, seed=i) for i, size in enumerate(((48, 32), (32, 80), (64, 64)))
-)
+IMAGES = tuple(tiny.image(*size, seed=i) for i, size in enumerate(((48, 32), (32, 80), (64, 64))))
 
 
 def rows() -> list[Sample]:
-    """No picture (but one for the teacher), three pictures (none for the teacher), one picture."""
+    """No image (but one for the teacher), three images (none for the teacher), one image."""
     text, several, one = (tiny.vl_sample(uid, seed=i) for i, uid in enumerate(UIDS))
     return [
-        replace(text, plain=View(), privileged=View(images=PICTURES[:1], context="box 7")),
-        replace(several, plain=View(images=PICTURES), privileged=View(context="two of three")),
+        replace(text, plain=View(), privileged=View(images=IMAGES[:1], context="box 7")),
+        replace(several, plain=View(images=IMAGES), privileged=View(context="two of three")),
         one,
     ]
 
@@ -54,10 +52,10 @@ def test_a_mixed_batch_equals_its_rows_one_by_one(name):
         assert (alone_grads[key] - grad).norm() <= 1e-5 * grad.norm(), key
 
 
-def test_each_picture_belongs_to_its_own_row():
+def test_each_image_belongs_to_its_own_row():
     state, samples = make_state("opd"), rows()
     before, _ = update(make_state("opd"), samples)
-    other = replace(samples[2], plain=View(images=(tiny.picture(48, 32, seed=99),)))
+    other = replace(samples[2], plain=View(images=(tiny.image(48, 32, seed=99),)))
     after, _ = update(state, [*samples[:2], other])
     losses = [
         {r.uid: float(out.per_token[i].sum()) for micro, out in zip(step.micro_batches, step.losses, strict=True)

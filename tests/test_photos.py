@@ -71,7 +71,7 @@ TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-"""Qwen3-VL-Instruct's for turns of text and pictures: no default system turn, no thinking block."""
+"""Qwen3-VL-Instruct's for turns of text and images: no default system turn, no thinking block."""
 SHOWN = {
     "text boxes": ["boxes"],
     "drawn boxes": [("boxes", "drawn")],
@@ -104,7 +104,7 @@ def tokenizer_folder() -> Path:
 
 @pytest.fixture(scope="module")
 def processor() -> Qwen3VLProcessor:
-    """The released processor's settings; its smallest picture is 256 tokens, its largest 1280."""
+    """The released processor's settings; its smallest image is 256 tokens, its largest 1280."""
     limits = {"shortest_edge": 256 * 32 * 32, "longest_edge": 1280 * 32 * 32}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(
@@ -196,7 +196,7 @@ def test_prompts_of_every_row_in_both_views(policy, rows, shown):
 
 
 def check_images(policy, prompt, images) -> None:
-    """One token per 32 x 32 pixels of the resized picture, whose sides and area are within the limits."""
+    """One token per 32 x 32 pixels of the resized image, whose sides and area are within the limits."""
     limits = policy.processor.image_processor.size
     grid = prompt.image_tensors["image_grid_thw"]
     assert len(grid) == len(images)
@@ -211,7 +211,7 @@ def check_images(policy, prompt, images) -> None:
 
 
 def check_turns(policy, prompt, num_images: int) -> None:
-    """A user turn with its pictures, then the opened assistant turn; no system turn of its own."""
+    """A user turn with its images, then the opened assistant turn; no system turn of its own."""
     text = prompt.text
     assert text.startswith("<|im_start|>user\n") and text.count("<|im_start|>") == 2
     assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")

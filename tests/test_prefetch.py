@@ -47,14 +47,14 @@ def content(item: EncodedSample | BadRow) -> list:
     """All of it, comparable."""
     if isinstance(item, BadRow):
         return [item.row, item.reason]
-    pictures = [
+    images = [
         p.tobytes() for view in ("plain", "privileged") for p in item.sample.view(view).images
     ]
     prompts = [item.prompts["plain"], item.prompts["privileged"]]
     tensors = chain.from_iterable(
         (p.input_ids, *p.token_inputs.values(), *p.image_tensors.values()) for p in prompts
     )
-    return [item.sample.uid, *pictures, *(p.text for p in prompts), *(t.tolist() for t in tensors)]
+    return [item.sample.uid, *images, *(p.text for p in prompts), *(t.tolist() for t in tensors)]
 
 
 def test_two_workers_give_the_rows_and_errors_of_none_in_the_same_order():
@@ -173,13 +173,13 @@ def test_ctrl_c_reaches_workers_too_and_the_step_is_still_saved(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_broken_picture_is_named_by_file_and_uid_whoever_reads_it(tmp_path):
+def test_a_broken_image_is_named_by_file_and_uid_whoever_reads_it(tmp_path):
     rows = [
         {"uid": f"u{n}", "images": [f"{n}.png"], "question": "what ?", "answer": "x"}
         for n in range(6)
     ]
     for n in range(6):
-        tiny.picture(48, 32, seed=n).save(tmp_path / f"{n}.png")
+        tiny.image(48, 32, seed=n).save(tmp_path / f"{n}.png")
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:200])
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = []

@@ -53,7 +53,7 @@ def page_of(rows, annotations) -> tuple[str, Outline]:
 def test_the_page_shows_both_views_and_needs_nothing_else() -> None:
     _, outline = page_of(PHOTOS, [("boxes", "both"), "hints"])
     assert outline.tags["article"] == 8
-    assert outline.tags["img"] == 18  # nine pictures in each of two views
+    assert outline.tags["img"] == 18  # nine images in each of two views
     assert len(set(outline.loads)) > 9
     assert all(load.startswith(("data:image/", "#row-")) for load in outline.loads)
     assert outline.tags["mark"] == 9  # eight rows and the legend
@@ -200,7 +200,7 @@ def test_in_a_browser_a_token_tells_gap_and_the_five_best(rolled_out, width) -> 
         assert gap >= 0 and all(0 <= float(told[name]) <= 1 for name in ("q_T", "q_S"))
         assert told["regime"] in ("LH", "LL", "HT", "HS")
         assert [tip.locator("table").nth(i).locator("tr").count() for i in range(3)] == [5, 5, 5]
-        assert not card.locator(".tm-views").is_visible(), "pictures and prompts stand above"
+        assert not card.locator(".tm-views").is_visible(), "images and prompts stand above"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.locator("nav a").nth(3).click()
         assert page.locator("#row-4").is_visible()
@@ -208,13 +208,13 @@ def test_in_a_browser_a_token_tells_gap_and_the_five_best(rolled_out, width) -> 
 
 
 def test_the_validator_counts_and_names_what_is_wrong() -> None:
-    picture = Image.new("RGB", (40, 30))
+    image = Image.new("RGB", (40, 30))
     rows = read_rows(
         [
-            {"uid": "good", "images": [picture], "question": "q", "answer": "red",
+            {"uid": "good", "images": [image], "question": "q", "answer": "red",
              "annotations": {"captions": ["it is red"], "boxs": [1], "hints": None}},
             {"uid": "text", "question": "q", "choices": ["x", "y"]},
-            {"uid": "outside", "images": [picture], "question": "q",
+            {"uid": "outside", "images": [image], "question": "q",
              "annotations": {"boxes": [{"bbox": [30, 1, 20, 5]}]}},
             {"uid": "told", "question": "q", "answer": "4", "annotations": {"hints": ["so 4"]}},
             {"uid": "odd", "question": "q", "annotations": [3]},

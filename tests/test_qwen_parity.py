@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from qwen_vl_utils import fetch_image
-from tiny import picture, processor
+from tiny import image, processor
 from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
@@ -24,12 +24,12 @@ SIZES = [(48, 36), (33, 200), (320, 17), (21, 18), (500, 400), (16, 16), (211, 9
 @pytest.mark.parametrize("size", SIZES)
 def test_both_ways_of_resizing_give_the_same_inputs(size) -> None:
     made = processor()
-    image = Image.open(PHOTO).convert("RGB").resize(size)
+    photo = Image.open(PHOTO).convert("RGB").resize(size)
     image_processor = made.image_processor
     limits = image_processor.size
     fetched = fetch_image(
         {
-            "image": image,
+            "image": photo,
             "min_pixels": limits["shortest_edge"],
             "max_pixels": limits["longest_edge"],
         },
@@ -38,21 +38,21 @@ def test_both_ways_of_resizing_give_the_same_inputs(size) -> None:
     messages = [
         {
             "role": "user",
-            "content": [{"type": "image", "image": image}, {"type": "text", "text": "?"}],
+            "content": [{"type": "image", "image": photo}, {"type": "text", "text": "?"}],
         }
     ]
     text = made.apply_chat_template(messages, tokenize=False)
-    ours = made(text=[text], images=[image], return_tensors="pt")
+    ours = made(text=[text], images=[photo], return_tensors="pt")
     theirs = made(text=[text], images=[fetched], do_resize=False, return_tensors="pt")
     assert torch.equal(ours["input_ids"], theirs["input_ids"])
     assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
-    assert resized_size(made, image) == fetched.size
+    assert resized_size(made, photo) == fetched.size
     difference = (ours["pixel_values"] - theirs["pixel_values"]).abs().max()
     assert difference <= TWO_GREY_LEVELS
 
 
 def test_a_clip_is_qwen3_vl_s_own_video_with_every_frame_shown_twice() -> None:
-    """Its video tokens merge two frames; ours, as pictures, keep each. So the same tokens come out,
+    """Its video tokens merge two frames; ours, as images, keep each. So the same tokens come out,
     `image_pad` for `video_pad`, and the same pixels, when each frame of the video is given twice."""
     images = processor()
     made = Qwen3VLProcessor(
@@ -64,7 +64,7 @@ def test_a_clip_is_qwen3_vl_s_own_video_with_every_frame_shown_twice() -> None:
         ),
         chat_template=images.chat_template,
     )  # fmt: skip
-    clip = Clip(frames=tuple(picture(64, 48, seed) for seed in range(3)), seconds=(0.0, 1.0, 1.9))
+    clip = Clip(frames=tuple(image(64, 48, seed) for seed in range(3)), seconds=(0.0, 1.0, 1.9))
     shown = "<|vision_start|><|image_pad|><|vision_end|>"
     ours = made(
         text=[f"What {clip.text.replace(PLACEHOLDER, shown)}?"],

@@ -30,7 +30,7 @@ def plain_rows(folder):
     return [
         {"uid": "one", "images": ["a.png"], "question": "which ?", "answer": "red"},
         {"uid": "two", "images": ["a.png", "b.png"], "question": "and ?", "answer": "blue"},
-        {"uid": "three", "images": [], "question": "no picture ?", "answer": "none"},
+        {"uid": "three", "images": [], "question": "no image ?", "answer": "none"},
     ]
 
 

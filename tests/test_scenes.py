@@ -212,7 +212,7 @@ class WordCounts:
 
 
 def test_words_alone_are_at_chance() -> None:
-    """Learns 600 questions about the very same things and pictures, seed 7, and answers the shipped
+    """Learns 600 questions about the very same things and images, seed 7, and answers the shipped
     300: not over chance by more than two standard errors."""
     reader = WordCounts()
     for index in range(600):

@@ -376,7 +376,7 @@ def test_absolute_tolerance(text: str, right: float) -> None:
     assert score(text, sample("2.0944", "number"), absolute=0.001).correct == right
 
 
-def test_options_that_a_picture_numbers() -> None:
+def test_options_that_an_image_numbers() -> None:
     asked = sample("3", "choice")
     texts = ("3", "The answer is 3.", "Option 3", "4", "C")
     assert [score(text, asked, multiple=True).correct for text in texts] == [1, 1, 1, 0, 0]

@@ -13,7 +13,7 @@ import pytest
 
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.sources.tables import ParquetTable
-from dopd_vlm.scripts.benchmarks.streaming import PICTURE_BYTES, make_set
+from dopd_vlm.scripts.benchmarks.streaming import IMAGE_BYTES, make_set
 from dopd_vlm.train import row_order
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -26,7 +26,7 @@ def source(request, tmp_path_factory):
     return make_set(request.param, tmp_path_factory.mktemp(request.param), 600)
 
 
-def picture(row):
+def image(row):
     found = row["images"][0]
     root = Path(row["origin"]["root"])
     return found["bytes"] if isinstance(found, dict) else (root / found).read_bytes()
@@ -37,14 +37,14 @@ def test_every_row_is_found_by_position(source) -> None:
     assert len(rows) == 600
     for index in row_order(600, 1, 0, 600):
         assert rows[index]["uid"] == f"row-{index:08d}"
-        assert picture(rows[index])[-8:] == index.to_bytes(8, "little")
+        assert image(rows[index])[-8:] == index.to_bytes(8, "little")
 
 
 def test_threads_do_not_disturb_each_other(source) -> None:
     rows = read_rows(source)
     order = row_order(600, 2, 0, 1200)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda index: (rows[index]["uid"], picture(rows[index])[-8:]), order))
+        found = list(pool.map(lambda index: (rows[index]["uid"], image(rows[index])[-8:]), order))
     assert found == [(f"row-{index:08d}", index.to_bytes(8, "little")) for index in order]
 
 
@@ -79,7 +79,7 @@ def test_rows_travel_to_another_process_without_what_they_hold_open(source) -> N
     sent = pickle.dumps(rows)
     again = pickle.loads(sent)
     assert [again[n]["uid"] for n in (0, 594)] == ["row-00000005", "row-00000599"]
-    assert picture(again[3]) == picture(rows[3]) and len(again) == 595
+    assert image(again[3]) == image(rows[3]) and len(again) == 595
     assert len(sent) < 100 * 600
 
 
@@ -97,18 +97,18 @@ def test_a_resumed_run_reads_the_rows_that_would_have_come(source) -> None:
     assert len(set(first_pass)) == 600
 
 
-def test_opening_and_reading_holds_no_pictures(source) -> None:
+def test_opening_and_reading_holds_no_images(source) -> None:
     tracemalloc.start()
     rows = read_rows(source)
     for index in row_order(600, 0, 0, 600):
         assert rows[index]["uid"]
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert held < 60 * PICTURE_BYTES
+    assert held < 60 * IMAGE_BYTES
 
 
 def measured(kind: str, what: str) -> dict:
-    """What `bench.py streaming` says of 20,000 rows, 200 MiB of pictures."""
+    """What `bench.py streaming` says of 20,000 rows, 200 MiB of images."""
     command = [sys.executable, str(SCRIPTS / "bench.py"), "streaming", kind, "20000"]
     done = subprocess.run([*command, "--what", what], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

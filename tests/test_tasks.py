@@ -66,8 +66,8 @@ TASKS = [name for name in benchmark_names() if load_benchmark(name).columns]
 
 
 def samples_of(task: Benchmark, folder: Path) -> list[Sample]:
-    tiny.picture(40, 30).save(folder / "picture.png")
-    tiny.picture(48, 30).save(folder / "wide.png")
+    tiny.image(40, 30).save(folder / "image.png")
+    tiny.image(48, 30).save(folder / "wide.png")
     rows = to_rows(task, read_rows(FIXTURES / f"{task.name}.jsonl", root=folder))
     samples, skipped = make_samples(rows, [])
     assert not skipped, skipped
@@ -84,7 +84,7 @@ def gold_of(name: str, samples: list[Sample]) -> list[str]:
 
 
 def prompt_key(messages: list[Message]) -> str:
-    """What tells the questions of a fixture apart: words and sizes of pictures."""
+    """What tells the questions of a fixture apart: words and sizes of images."""
     content = messages[-1]["content"]
     if isinstance(content, str):
         return content
@@ -149,15 +149,15 @@ def test_every_task_has_rows() -> None:
     assert {path.stem for path in FIXTURES.glob("*.jsonl")} == set(TASKS)
 
 
-def test_pictures_and_their_places(tmp_path: Path) -> None:
+def test_images_and_their_places(tmp_path: Path) -> None:
     two, one, *_ = samples_of(load_benchmark("mmmu"), tmp_path)
     assert len(two.plain.images) == 2 and two.question.count("<image>") == 2
     assert one.answer_type == "number" and one.choices is None
     mc = samples_of(load_benchmark("zebralogic_mc"), tmp_path)
     assert "Who has" in mc[1].question
     _, options, both = samples_of(load_benchmark("mmmu_pro"), tmp_path)
-    assert options.choices == {"A": "picture 2", "B": "picture 3"}
-    assert "picture 1" in options.question and "picture 2" in both.question
+    assert options.choices == {"A": "image 2", "B": "image 3"}
+    assert "image 1" in options.question and "image 2" in both.question
     count, distance = samples_of(load_benchmark("vsibench"), tmp_path)
     assert len(count.plain.images) == 2 and count.answer_type == "number"
     assert distance.choices == {"A": "table", "B": "sofa", "C": "stove", "D": "bed"}
@@ -207,7 +207,7 @@ def test_means_of_means(tmp_path: Path) -> None:
     task = load_benchmark("cvbench")
     sources = ["ADE20K"] * 4 + ["COCO", "Omni3D"]
     row = json.loads((FIXTURES / "cvbench.jsonl").read_text().splitlines()[0])
-    tiny.picture(40, 30).save(tmp_path / "picture.png")
+    tiny.image(40, 30).save(tmp_path / "image.png")
     raw = [{**row, "idx": i, "source": s, "question": "x" * (i + 1)} for i, s in enumerate(sources)]
     samples, _ = make_samples(to_rows(task, read_rows(raw, root=tmp_path)), [])
     found = run(task, samples, ["C", "A", "A", "A", "C", "A"])
@@ -304,7 +304,7 @@ def test_missing_columns_are_named() -> None:
         to_rows(load_benchmark("math500"), [{"question": "1 + 1?"}])
 
 
-def test_equal_pictures_are_held_once(tmp_path: Path) -> None:
+def test_equal_images_are_held_once(tmp_path: Path) -> None:
     pool = ImagePool()
     samples = [pool.share(one) for one in samples_of(load_benchmark("vsibench"), tmp_path)]
     (other,) = samples_of(load_benchmark("mmmu_pro_vision"), tmp_path)[1:]
@@ -341,15 +341,15 @@ def test_videos_become_frames(tmp_path: Path) -> None:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for shade in range(0, 240, 3):
-            picture = Image.new("RGB", (64, 48), (shade, shade, shade))
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+            image = Image.new("RGB", (64, 48), (shade, shade, shade))
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
     row = json.loads((FIXTURES / "vsibench.jsonl").read_text().splitlines()[0])
     row = {**row, "dataset": "scannet", "frames": None}
     task = dataclasses.replace(load_benchmark("vsibench"), frames=4)
     (made,) = to_rows(task, read_rows([row], root=tmp_path))
     (sample,), _ = make_samples([made], [])
-    shades = [picture.convert("L").getpixel((32, 24)) for picture in sample.plain.images]
+    shades = [image.convert("L").getpixel((32, 24)) for image in sample.plain.images]
     # The middles of four parts of 80 frames are frames 10, 30, 50 and 70, three shades a frame.
     assert shades == pytest.approx([30, 90, 150, 210], abs=6)
     written = [

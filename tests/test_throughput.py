@@ -210,8 +210,8 @@ def test_speed_and_time_left_are_shown() -> None:
     assert (task.completed, task.total) == (9, 9) and task.fields["speed"].endswith(" tokens/s")
 
 
-def test_pictures_of_a_view_stay_the_samples_own() -> None:
-    picture = tiny.picture(9, 7)
-    before = picture.tobytes()
-    asking._encoded(picture, "jpeg")
-    assert picture.tobytes() == before and picture.mode == "RGB"
+def test_images_of_a_view_stay_the_samples_own() -> None:
+    image = tiny.image(9, 7)
+    before = image.tobytes()
+    asking._encoded(image, "jpeg")
+    assert image.tobytes() == before and image.mode == "RGB"

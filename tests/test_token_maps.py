@@ -131,12 +131,12 @@ def test_outliers_have_no_regime_and_no_weight():
 
 
 def page_parts():
-    """Two moments of three samples, one of them with two pictures and hostile text."""
+    """Two moments of three samples, one of them with two images and hostile text."""
     state = test_step.make_state()
     hostile = replace(
         tiny.vl_sample("evil"), answer=EVIL, question=f"<image><image>{EVIL}",
-        plain=View(images=(tiny.picture(48, 32), tiny.picture(32, 32))),
-        privileged=View(images=(tiny.picture(64, 48), tiny.picture(32, 32)), context=EVIL),
+        plain=View(images=(tiny.image(48, 32), tiny.image(32, 32))),
+        privileged=View(images=(tiny.image(64, 48), tiny.image(32, 32)), context=EVIL),
     )  # fmt: skip
     samples = [*test_step.make_samples(state)[:2], encode_sample(state, hostile)]
     maps = token_maps(state, samples)

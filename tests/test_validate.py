@@ -54,8 +54,8 @@ def test_variants_that_do_not(text, answer, choices) -> None:
 
 
 def row(uid, colour="red", **more):
-    picture = Image.new("RGB", (8, 6), colour)
-    return {"uid": uid, "images": [picture], "question": f"what {uid} ?", "answer": "cup", **more}
+    image = Image.new("RGB", (8, 6), colour)
+    return {"uid": uid, "images": [image], "question": f"what {uid} ?", "answer": "cup", **more}
 
 
 def test_leaks_repetitions_and_overlaps_are_told_apart() -> None:

@@ -84,7 +84,7 @@ def test_bad_videos_are_refused(folder, videos, message) -> None:
         load_clips(videos, root=folder)
 
 
-def test_pictures_and_videos_in_one_question() -> None:
+def test_images_and_videos_in_one_question() -> None:
     clip = "<0.0 seconds><image>"
 
     def text(question):

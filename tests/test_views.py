@@ -15,14 +15,14 @@ from dopd_vlm.data.views import make_sample, make_samples
 from dopd_vlm.types import Sample
 
 PHOTOS = Path(__file__).parents[1] / "data" / "assets" / "photos"
-PICTURE = Image.linear_gradient("L").resize((48, 36)).convert("RGB")
+IMAGE = Image.linear_gradient("L").resize((48, 36)).convert("RGB")
 EVERYTHING = [("boxes", "both"), "captions", "hints"]
 
 
 def row(**changes):
     made = {
         "uid": "r1",
-        "images": [PICTURE],
+        "images": [IMAGE],
         "question": "which colour ?",
         "answer": "red",
         "annotations": {
@@ -52,13 +52,13 @@ def test_the_context_is_one_section_per_type_in_order() -> None:
     assert sample.plain.context == ""
 
 
-def test_forms_decide_between_text_and_pictures() -> None:
+def test_forms_decide_between_text_and_images() -> None:
     text, drawn, both = (
         make_sample(row(), [("boxes", form)]).privileged for form in ("text", "drawn", "both")
     )
     assert text.context == both.context != "" == drawn.context
     assert drawn.images[0].tobytes() == both.images[0].tobytes() != text.images[0].tobytes()
-    assert text.images[0].tobytes() == PICTURE.tobytes()
+    assert text.images[0].tobytes() == IMAGE.tobytes()
 
 
 def test_ready_made_context_comes_first_and_no_annotation_leaves_the_views_equal() -> None:
@@ -185,7 +185,7 @@ def test_messages_give_system_history_question_and_answer() -> None:
         },
         {"role": "assistant", "content": "blue"},
     ]
-    made = {"uid": "m", "messages": turns, "images": [PICTURE, PICTURE]}
+    made = {"uid": "m", "messages": turns, "images": [IMAGE, IMAGE]}
     sample = make_sample(made, [])
     assert sample.question == "left <image> right <image>"
     assert (sample.system, sample.answer) == ("be brief", "blue")
@@ -236,7 +236,7 @@ def test_bad_rows_are_refused_with_uid_and_file(changes, message) -> None:
         make_sample(bad, ["boxes", "hints"], max_pixels=5000)
 
 
-def test_too_large_a_picture_is_refused() -> None:
+def test_too_large_an_image_is_refused() -> None:
     with pytest.raises(ValueError, match=r"row 'r1': .*over the limit of 1000"):
         make_sample(row(), [], max_pixels=1000)
 
@@ -280,11 +280,11 @@ def test_qwen2_5_takes_the_size_from_the_processor() -> None:
         make_sample(row(), ["boxes"], coords="qwen2_5")
 
 
-def test_png_bytes_and_pil_picture_are_the_same_pixels() -> None:
+def test_png_bytes_and_pil_image_are_the_same_pixels() -> None:
     buffer = io.BytesIO()
-    PICTURE.save(buffer, "PNG")
+    IMAGE.save(buffer, "PNG")
     sample = make_sample(row(images=[{"bytes": buffer.getvalue(), "path": None}]), [])
-    assert sample.plain.images[0].tobytes() == PICTURE.tobytes()
+    assert sample.plain.images[0].tobytes() == IMAGE.tobytes()
 
 
 def test_the_example_photographs_make_good_samples() -> None:

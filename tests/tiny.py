@@ -1,4 +1,4 @@
-"""Tiny random models, tokenizer, pictures and samples: no download, no GPU."""
+"""Tiny random models, tokenizer, images and samples: no download, no GPU."""
 
 import functools
 from collections.abc import Callable
@@ -109,7 +109,7 @@ def processor() -> Qwen3VLProcessor:
     )
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def image(width: int, height: int, seed: int = 0) -> Image.Image:
     """Random pixels."""
     gen = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (height, width, 3), generator=gen, dtype=torch.uint8)
@@ -119,11 +119,11 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 def vl_sample(
     uid: str = "a", *, seed: int = 0, size=(48, 32), privileged_size=(64, 48), context="box 1 2 3"
 ) -> Sample:
-    """A picture question whose teacher sees another picture size and more text."""
+    """An image question whose teacher sees another image size and more text."""
     return Sample(
         uid=uid, question=f"how many {uid}?", answer="2",
-        plain=View(images=(picture(*size, seed=seed),)),
-        privileged=View(images=(picture(*privileged_size, seed=seed + 1),), context=context),
+        plain=View(images=(image(*size, seed=seed),)),
+        privileged=View(images=(image(*privileged_size, seed=seed + 1),), context=context),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The five kinds of questions about embedded scenes, so that nothing but the picture tells.
+"""The five kinds of questions about embedded scenes, so that nothing but the image tells.
 
 Right letters, counts, quarters and directions take turns by `slot`; the rest is drawn. So the
 words of a question say nothing about its answer: every kind has a chance of one in four.
@@ -194,7 +194,7 @@ MAKERS: dict[str, Callable[[np.random.Generator, str, int], Puzzle]] = {
 
 
 def _kinds(generator: np.random.Generator, split: str) -> list[Sprite]:
-    """Different kinds, as many as the split's pictures hold."""
+    """Different kinds, as many as the split's images hold."""
     num = int(generator.integers(CROWDS[split].num[0], CROWDS[split].num[1] + 1))
     pool = sprites(split)
     return [pool[int(index)] for index in generator.permutation(len(pool))[:num]]

@@ -1,6 +1,6 @@
 """An object with tensors -> bytes and one shared block, so that another process reads it without a copy.
 
-Sent one by one, each tensor would cost a file descriptor and its picture two copies.
+Sent one by one, each tensor would cost a file descriptor and its image two copies.
 """
 
 import io

@@ -69,11 +69,11 @@ class Benchmark:
     keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Column -> values; rows with others are left out. Dates are compared by day."""
     frames: int = 0
-    """Pictures per video, where the `images` columns, joined by slashes, name a .mp4 by the rows."""
+    """Images per video, where the `images` columns, joined by slashes, name a .mp4 by the rows."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Our field -> the benchmark's column (or columns); empty for rows in this project's schema."""
     question: str = ""
-    """The question of every row, where it stands in the picture alone."""
+    """The question of every row, where it stands in the image alone."""
     question_form: str = "plain"
     """How the question column is written: one of QUESTION_FORMS."""
     system: str = ""
@@ -93,7 +93,7 @@ class Benchmark:
     annotations: tuple[str, ...] = ()
     """What the privileged view shows unless the caller chooses; () where rows have none."""
     cluster: str | None = None
-    """Key of `meta` whose equal values make questions dependent (a shared picture)."""
+    """Key of `meta` whose equal values make questions dependent (a shared image)."""
     category: str | None = None
     """Key of `meta` by which scores are also reported."""
     all_right: Mapping[str, str] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from .forms import ANSWER_FORMS, QUESTION_FORMS, dialogue
 from .video_frames import video_frames
 
 Row = Mapping[str, Any]
-PICTURE = re.compile(r"<image[ _]?(\d+)>")
+IMAGE_MARK = re.compile(r"<image[ _]?(\d+)>")
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, SyntaxError, RecursionError)
 """What reading a row that is not as documented may raise."""
 OWN_FIELDS = ("uid", "question", "open_question", "answer", "choices", "images", "system")
@@ -182,7 +182,7 @@ def _get(task: Benchmark, raw: Row, field: str, default: Any) -> Any:
 
 def _column(raw: Row, name: str) -> Any:
     if name == "image" and name not in raw and "images" in raw:
-        return raw["images"]  # reading rows puts a single picture there
+        return raw["images"]  # reading rows puts a single image there
     return raw.get(name) if name == PART else raw[name]
 
 
@@ -224,8 +224,8 @@ def _choices(raw: Any) -> dict[str, str]:
 
 
 def _option(raw: Any) -> str:
-    """Without the line breaks that some end in; a picture among the options by its number."""
-    return PICTURE.sub(r"picture \1", str(raw)).strip()
+    """Without the line breaks that some end in; an image among the options by its number."""
+    return IMAGE_MARK.sub(r"image \1", str(raw)).strip()
 
 
 def _lettered(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -242,7 +242,7 @@ def _shuffled(texts: Sequence[str], seed: str) -> tuple[dict[str, str], str]:
 
 
 def _images(raw: Any) -> list[Any]:
-    """Every picture of a column, or of a list of columns that may hold lists themselves."""
+    """Every image of a column, or of a list of columns that may hold lists themselves."""
     if raw is None:
         return []
     if isinstance(raw, list | tuple):
@@ -263,9 +263,9 @@ def _frames(task: Benchmark, raw: Row) -> list[Any]:
 
 
 def _with_places(question: str, num_images: int) -> str:
-    """`<image 1>` as `<image>` where every picture has its place in order, else as plain words."""
+    """`<image 1>` as `<image>` where every image has its place in order, else as plain words."""
     question = question.replace("<image>", "").strip() if "<image>" in question else question
-    places = [int(number) for number in PICTURE.findall(question)]
+    places = [int(number) for number in IMAGE_MARK.findall(question)]
     if places and places == list(range(1, num_images + 1)):
-        return PICTURE.sub("<image>", question)
-    return PICTURE.sub(r"picture \1", question)
+        return IMAGE_MARK.sub("<image>", question)
+    return IMAGE_MARK.sub(r"image \1", question)

@@ -1,4 +1,4 @@
-"""Pictures of a video, evenly spread over its length and kept beside it."""
+"""Images of a video, evenly spread over its length and kept beside it."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ QUALITY = 90
 
 
 def video_frames(video: Path, count: int) -> list[Path]:
-    """`count` pictures in `<video's folder>/frames_<count>/<name>/`, made once.
+    """`count` images in `<video's folder>/frames_<count>/<name>/`, made once.
 
     They are the frames nearest to the middles of `count` equal parts of the video.
 

@@ -19,7 +19,7 @@ from dopd_vlm.types import Sample
 from ..benchmarks.benchmark import Benchmark
 from ..completions.store import Record
 
-LMMS_FUNCTIONS = '''"""Pictures, text and score of the rows beside this file, for lmms-eval."""
+LMMS_FUNCTIONS = '''"""Images, text and score of the rows beside this file, for lmms-eval."""
 
 import json
 
@@ -68,8 +68,8 @@ class Export:
 def vlmevalkit(given: Export) -> list[Path]:
     """A TSV for each kind of question, since VLMEvalKit reads a whole file as one kind.
 
-    `<task>.tsv` has pictures and options and is scored there. `_text` stands for questions without
-    pictures, which would be dropped among others, and `_openended` for those without options, which
+    `<task>.tsv` has images and options and is scored there. `_text` stands for questions without
+    images, which would be dropped among others, and `_openended` for those without options, which
     VLMEvalKit asks and does not score.
     """
     kinds: dict[str, list[tuple[int, Sample]]] = {}
@@ -99,10 +99,10 @@ def _table(given: Export, suffix: str, placed: Sequence[tuple[int, Sample]]) -> 
 
 
 def _cells(given: Export, index: int, sample: Sample) -> dict[str, Any]:
-    pictures = [image_base64(image) for image in sample.plain.images]
+    images = [image_base64(image) for image in sample.plain.images]
     return {
         "index": index,
-        "image": pictures[0] if len(pictures) == 1 else str(pictures) if pictures else "",
+        "image": images[0] if len(images) == 1 else str(images) if images else "",
         "question": _numbered(sample.question),
         **(sample.choices or {}),
         "answer": sample.answer,
@@ -111,7 +111,7 @@ def _cells(given: Export, index: int, sample: Sample) -> dict[str, Any]:
 
 
 def lmms_eval(given: Export) -> list[Path]:
-    """A folder for `--include_path`: task YAML, functions, `test/metadata.jsonl` and pictures."""
+    """A folder for `--include_path`: task YAML, functions, `test/metadata.jsonl` and images."""
     folder = (given.out / f"dopd_{given.task.name}").resolve()
     (folder / "test").mkdir(parents=True, exist_ok=True)
     rows = [_lmms_row(given, sample, index, folder) for index, sample in enumerate(given.samples)]

@@ -1,7 +1,7 @@
 """A task's questions, or a model's answers to them, in the files of other evaluation programs.
 
-vlmevalkit  questions  <task>.tsv, pictures in base64; never a `hint` column, which it would print
-lmms-eval   questions  a task folder: YAML, rows, pictures and functions that score as here
+vlmevalkit  questions  <task>.tsv, images in base64; never a `hint` column, which it would print
+lmms-eval   questions  a task folder: YAML, rows, images and functions that score as here
 bfcl        answers    result/<model>/..._result.json, for `bfcl evaluate`
 livebench   answers    data/live_bench/<category>/<task>/model_answer/<model>.jsonl
 """

@@ -41,7 +41,7 @@ except ImportError as error:
     ) from error
 
 PLACEHOLDER = "<image>"
-"""How lm-eval's tasks mark the place of a picture in the text."""
+"""How lm-eval's tasks mark the place of an image in the text."""
 MAX_LENGTH = 4096
 """Window of rolling log-likelihoods where the model's config names no length."""
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @register_model("dopd")
 class PolicyLM(TemplateLM):
-    """A Policy as lm-eval sees it; text and picture tasks by generation, text tasks by log-likelihood."""
+    """A Policy as lm-eval sees it; text and image tasks by generation, text tasks by log-likelihood."""
 
     MULTIMODAL = True
 
@@ -125,7 +125,7 @@ class PolicyLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The rendered turns; each `<image>` in a text becomes a picture block."""
+        """The rendered turns; each `<image>` in a text becomes an image block."""
         self._is_rendered = True
         turns = [{**turn, "content": _blocks(turn["content"])} for turn in chat_history]
         return render(
@@ -171,11 +171,11 @@ class PolicyLM(TemplateLM):
         """(sum of log-probabilities of the continuation in nats, whether greedy decoding gives it).
 
         Raises:
-            NotImplementedError: the task has pictures.
+            NotImplementedError: the task has images.
         """
-        if any(_pictures(request) for request in requests):
+        if any(_images(request) for request in requests):
             raise NotImplementedError(
-                "log-likelihoods are for text tasks; give the picture task output_type: generate_until"
+                "log-likelihoods are for text tasks; give the image task output_type: generate_until"
             )
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
@@ -237,8 +237,8 @@ class PolicyLM(TemplateLM):
         return EncodedPrompt(uid="", text="", input_ids=tokens, token_inputs=inputs)
 
     def _encode(self, request: Instance, room: int) -> EncodedPrompt:
-        """The context with its pictures; a longer text loses its beginning."""
-        text, images = request.args[0], _pictures(request)
+        """The context with its images; a longer text loses its beginning."""
+        text, images = request.args[0], _images(request)
         if images and not self._is_rendered:
             text = text.replace(PLACEHOLDER, self.policy.processor.image_token)
         bos = self.policy.tokenizer.bos_token
@@ -280,14 +280,14 @@ def _arguments(request: Instance) -> Mapping[str, Any]:
     return request.args[1]  # type: ignore[misc]
 
 
-def _pictures(request: Instance) -> list[Image.Image]:
+def _images(request: Instance) -> list[Image.Image]:
     extra = request.args[2] if len(request.args) > 2 else {}
     images = extra.get("visual") or []
     return [image.convert("RGB") for image in (images if isinstance(images, list) else [images])]
 
 
 def _blocks(text: str) -> str | list[dict[str, Any]]:
-    """A text without pictures as it is: text-only chat templates accept a string only."""
+    """A text without images as it is: text-only chat templates accept a string only."""
     pieces = text.split(PLACEHOLDER)
     if len(pieces) == 1:
         return text

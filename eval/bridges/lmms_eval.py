@@ -33,7 +33,7 @@ def manifest() -> Any:
 
 
 class PolicyChat(lmms):
-    """A Policy as lmms-eval's chat model: text and pictures, by generation."""
+    """A Policy as lmms-eval's chat model: text and images, by generation."""
 
     is_simple = False
 
@@ -76,7 +76,7 @@ class PolicyChat(lmms):
         return [answers[i] for i in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not for picture tasks; text tasks have it under lm-eval."""
+        """Not for image tasks; text tasks have it under lm-eval."""
         raise NotImplementedError("log-likelihoods: use lm-eval, or a task that generates")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -93,7 +93,7 @@ class PolicyChat(lmms):
         chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
         _, videos, sounds = chat.extract_media()
         if videos or sounds:
-            raise ValueError(f"task {task!r} has videos or sound; only pictures are supported")
+            raise ValueError(f"task {task!r} has videos or sound; only images are supported")
         return [_turn(turn) for turn in chat.to_hf_messages()]
 
 

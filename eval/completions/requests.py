@@ -67,7 +67,7 @@ def make_requests(
     for doc_id, sample in enumerate(samples):
         messages = build_prompts(sample, benchmark.prompts).view(view)
         prompt_hash = digest(_text_only(messages))
-        image_hash = pictures_hash(_pictures(messages))
+        image_hash = images_hash(_images(messages))
         for index in range(sampling.num_generations):
             parts = [view, doc_id, sample.uid, prompt_hash, image_hash, model_hash, settings, index]
             requests.append(
@@ -100,7 +100,7 @@ def digest(value: Any) -> str:
 
 
 def model_fingerprint(policy: "Policy", template_kwargs: Any = None) -> str:
-    """SHA-256 over config, chat template, picture settings and weights.
+    """SHA-256 over config, chat template, image settings and weights.
 
     Weights enter by the exact sum of their bytes and by a stride of them. Each is read once on its
     device; two checkpoints of one run get different fingerprints.
@@ -112,7 +112,7 @@ def model_fingerprint(policy: "Policy", template_kwargs: Any = None) -> str:
         "config": policy.model.config.to_dict(),
         "template": getattr(policy.processor, "chat_template", None),
         "template_kwargs": template_kwargs,
-        "pictures": image_settings(policy),
+        "pictures": image_settings(policy),  # the key is part of every stored fingerprint
     }
     digest_so_far.update(digest(head).encode())
     for name, weight in policy.model.named_parameters():
@@ -146,7 +146,7 @@ def with_pixels(policy: "Policy", pixels: tuple[int, int]) -> "Policy":
 
 
 def image_settings(policy: "Policy") -> dict[str, Any]:
-    """What the processor does to pictures, pixel limits included; empty for text-only models."""
+    """What the processor does to images, pixel limits included; empty for text-only models."""
     if policy.processor is policy.tokenizer:
         return {}
     return policy.processor.image_processor.to_dict()
@@ -159,17 +159,17 @@ def _bit_sum(flat: "torch.Tensor") -> int:
     return sum(int(chunk.sum(dtype=torch.int64)) for chunk in flat.split(1 << 24))
 
 
-def pictures_hash(images: Sequence[Image.Image]) -> str:
-    """SHA-256 over the pixels of the pictures in their order."""
-    return digest([_picture_hash(image) for image in images])
+def images_hash(images: Sequence[Image.Image]) -> str:
+    """SHA-256 over the pixels of the images in their order."""
+    return digest([_image_hash(image) for image in images])
 
 
-def _pictures(messages: Sequence[Message]) -> list[Image.Image]:
+def _images(messages: Sequence[Message]) -> list[Image.Image]:
     blocks = [b for turn in messages if isinstance(turn["content"], list) for b in turn["content"]]
     return [block["image"] for block in blocks if block["type"] == "image"]
 
 
-def _picture_hash(image: Image.Image) -> str:
+def _image_hash(image: Image.Image) -> str:
     return hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).hexdigest()
 
 

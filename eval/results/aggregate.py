@@ -9,7 +9,7 @@ from dopd_vlm.types import Sample, ViewName
 
 from ..benchmarks.benchmark import Benchmark
 from ..completions.records import shares
-from ..completions.requests import pictures_hash
+from ..completions.requests import images_hash
 from ..completions.store import Record
 from .results import Results
 from .second import all_right, mean_of_means, parts, with_errors, yes_f1
@@ -102,7 +102,7 @@ def _labels(samples: Sequence[Sample], key: str | None) -> dict[str, str]:
 
 def _shared_images(samples: Sequence[Sample]) -> dict[str, str]:
     """uid -> hash of the plain images where at least two questions share them; else empty."""
-    found = {s.uid: pictures_hash(s.plain.images) for s in samples if s.plain.images}
+    found = {s.uid: images_hash(s.plain.images) for s in samples if s.plain.images}
     return found if len(set(found.values())) < len(found) else {}
 
 

@@ -3,7 +3,7 @@
     dopd bench data
 
 JPEGs of 640 x 480 pixels with four boxes a row, drawn and as text, through make_sample and
-encode_prompt in both views; the bare loop decodes the picture with `datasets` and calls the
+encode_prompt in both views; the bare loop decodes the image with `datasets` and calls the
 processor once, without boxes, checks or a second view. The same rows, one thread a process; the
 lines with workers are a DataLoader around the bare loop, and what training reads from.
 """
@@ -44,7 +44,7 @@ NUM_ROWS = 200
 ROUNDS = 3
 PHOTOS = Path(__file__).parents[2] / "data" / "assets" / "photos"
 SIZE = {"shortest_edge": 256 * 32 * 32, "longest_edge": 1280 * 32 * 32}
-"""Limits of Qwen3-VL's own processor: a picture of 640 x 480 keeps its size."""
+"""Limits of Qwen3-VL's own processor: an image of 640 x 480 keeps its size."""
 
 
 def make_rows(folder: Path) -> None:
@@ -103,8 +103,8 @@ class Bare:
     def __getitem__(self, index: int) -> Any:
         row = self.table[index]
         content = [{"type": "image"}, {"type": "text", "text": row["question"]}]
-        picture = row["images"][0].convert("RGB")
-        return dict(encoded(self.processor, [{"role": "user", "content": content}], [picture]))
+        image = row["images"][0].convert("RGB")
+        return dict(encoded(self.processor, [{"role": "user", "content": content}], [image]))
 
 
 def encoded(processor: Qwen3VLProcessor, messages: list[dict], images: Sequence[Any]) -> Any:

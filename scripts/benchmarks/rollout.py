@@ -5,7 +5,7 @@
 
 The same prompts, numbers and lengths; variants take turns; timings of an earlier run on the same
 terms that lie under --out count in. `generate_batch` is transformers' continuous batching. It takes
-token ids alone, and would read the places of pictures as words. Left to itself it takes most of the
+token ids alone, and would read the places of images as words. Left to itself it takes most of the
 machine's memory for its cache, and half a minute to do so on CPU: it gets room for what comes.
 """
 
@@ -62,7 +62,7 @@ def bench_rollout(args: argparse.Namespace) -> tuple[Timings, dict[str, str]]:
     failed: dict[str, str] = {}
     if any(prompt.image_tensors for prompt in prompts):
         del variants["generate_batch"]
-        failed["generate_batch"] = "takes no pictures"
+        failed["generate_batch"] = "takes no images"
     timings: Timings = {name: [] for name in variants}
     with stoppable():
         for repeat in range(args.repeats + 1):

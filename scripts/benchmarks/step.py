@@ -5,7 +5,7 @@
     dopd bench step --variants dopd --repeats 1 --profile runs/bench/trace.json
 
 A variant is a method of ours; `opd_full_kl`, ours with TRL's loss, the reverse KL over the whole
-vocabulary; either followed by `-pixels`, where every forward takes its pictures through the vision
+vocabulary; either followed by `-pixels`, where every forward takes its images through the vision
 tower itself; or `trl`. All see the same prompts, batch, completion lengths, micro-batches and
 teacher. They take turns inside one process and each step is timed; the table gives medians, and
 timings of an earlier run on the same terms that lie under --out count in. Ctrl-C or SIGTERM ends it
@@ -161,7 +161,7 @@ def runner(
 
 
 def without_features() -> contextlib.AbstractContextManager[object]:
-    """Where each forward takes its pictures through the tower."""
+    """Where each forward takes its images through the tower."""
     return patch("dopd_vlm.models.image_features.can_share_features", return_value=False)
 
 

@@ -1,6 +1,6 @@
-"""Makes a large picture set and reports what memory and time training on it takes.
+"""Makes a large image set and reports what memory and time training on it takes.
 
-    dopd bench streaming jsonl 200000                  # 2 GiB of pictures, minutes
+    dopd bench streaming jsonl 200000                  # 2 GiB of images, minutes
     dopd bench streaming tar 200000 --workers 2
     dopd bench streaming parquet 200000 --what read    # a shuffled pass, no training
 
@@ -38,7 +38,7 @@ from dopd_vlm.train import row_order
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "data" / "assets" / "photos" / "coffee.jpg"
 POOL = 500
-PICTURE_BYTES = 10_500
+IMAGE_BYTES = 10_500
 KINDS = {"jsonl": ".", "tar": "rows.tar", "parquet": "rows.parquet", "grouped": "rows.parquet"}
 """Form -> what of its folder read_rows is given. `grouped` has row groups of GROUP_ROWS."""
 GROUP_ROWS = 5000
@@ -51,21 +51,21 @@ SETTINGS = (
 MIB = 2**20
 
 
-def pictures() -> list[bytes]:
-    """JPEGs of 200 x 150 pixels, with noise behind their end up to PICTURE_BYTES less a number."""
+def image_pool() -> list[bytes]:
+    """JPEGs of 200 x 150 pixels, with noise after their end, up to IMAGE_BYTES less a number."""
     photo = Image.open(PHOTO).convert("RGB")
-    images, padding = [], random.Random(0)
+    files, padding = [], random.Random(0)
     for index in range(POOL):
         left, top = index % 100, index // 100 * 20
         buffer = io.BytesIO()
         photo.crop((left, top, left + 200, top + 150)).save(buffer, "JPEG", quality=85)
-        images.append(buffer.getvalue() + padding.randbytes(PICTURE_BYTES - 8 - buffer.tell()))
-    return images
+        files.append(buffer.getvalue() + padding.randbytes(IMAGE_BYTES - 8 - buffer.tell()))
+    return files
 
 
-def rows_of_pictures(num_rows: int) -> Iterator[tuple[dict, bytes]]:
-    """(row without its picture, the picture); no two pictures have the same bytes."""
-    pool = pictures()
+def rows_of_images(num_rows: int) -> Iterator[tuple[dict, bytes]]:
+    """(row without its image, the image); no two images have the same bytes."""
+    pool = image_pool()
     for index in range(num_rows):
         row = {
             "uid": f"row-{index:08d}",
@@ -80,7 +80,7 @@ def rows_of_pictures(num_rows: int) -> Iterator[tuple[dict, bytes]]:
 
 def make_set(kind: str, folder: Path, num_rows: int) -> Path:
     """Writes the set in one of the forms KINDS and returns what read_rows takes."""
-    pairs = rows_of_pictures(num_rows)
+    pairs = rows_of_images(num_rows)
     if kind == "tar":
         _write_tar(pairs, folder / KINDS[kind])
     elif kind == "jsonl":

@@ -125,9 +125,9 @@ def dataset(samples: list[EncodedSample], generations: int) -> Dataset:
     """Each prompt as often as it has completions."""
     pairs = [build_prompts(s.sample).plain for s in samples for _ in range(generations)]
     rows: dict[str, list[Any]] = {"prompt": [[strip(m) for m in messages] for messages in pairs]}
-    pictures = [[b["image"] for m in ms for b in blocks(m) if b["type"] == "image"] for ms in pairs]
-    if any(pictures):
-        rows["images"] = pictures
+    images = [[b["image"] for m in ms for b in blocks(m) if b["type"] == "image"] for ms in pairs]
+    if any(images):
+        rows["images"] = images
     return Dataset.from_dict(rows)
 
 
@@ -137,7 +137,7 @@ def blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def strip(message: dict[str, Any]) -> dict[str, Any]:
-    """The message without its pictures: TRL takes them from a column of their own."""
+    """The message without its images: TRL takes them from a column of their own."""
     if isinstance(message["content"], str):
         return message
     content = [{k: v for k, v in b.items() if k != "image"} for b in message["content"]]

@@ -3,7 +3,7 @@
     python scripts/checks/lmms.py [--limit 24]
 
 Makes an environment of its own in the cache on first use: lmms-eval without its pins, what it needs
-beside this one's packages, and this package. Then exports a picture task (evaluate.py --export
+beside this one's packages, and this package. Then exports an image task (evaluate.py --export
 lmms-eval), runs lmms-eval's own command line on it with the embedded student, and compares accuracy
 and completions with evaluate.py's.
 """

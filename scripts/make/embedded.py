@@ -4,7 +4,7 @@
 
 Without names: everything, in this order. Each model is trained by supervised learning on worked
 answers, on plain and privileged prompts, and ends with a table of greedy accuracies. The teachers
-have seen what the tests show; the picture student has seen clean pictures only, the text student
+have seen what the tests show; the image student has seen clean images only, the text student
 is missing four of the ten verbs, and both are reliable once the privilege tells them.
 
 With one thread per model a step takes 0.25 to 0.4 s: 9 minutes for student_vl, 13 for teacher_vl,
@@ -65,30 +65,30 @@ class Recipe:
     """Share of the batches that is privileged."""
 
 
-def picture_scene(generator: np.random.Generator, is_all: bool) -> shapes.Scene:
+def image_scene(generator: np.random.Generator, is_all: bool) -> shapes.Scene:
     """2 x 2 or, a third of the time, 3 x 2 cells."""
     columns = 3 if generator.random() < 0.35 else 2
     pairs = shapes.all_pairs() if is_all else shapes.seen_pairs()
     return shapes.make_scene(generator, columns=columns, pairs=pairs)
 
 
-def teacher_picture_row(generator: np.random.Generator, is_privileged: bool) -> Row:
+def teacher_image_row(generator: np.random.Generator, is_privileged: bool) -> Row:
     """All pairs, from clean to dimmer than the tests."""
-    scene = picture_scene(generator, True)
-    picture = shapes.render(scene, generator, PRETRAIN_DIM * generator.random())
-    return shapes.make_row(scene, picture, "made", "pretrain", 0)
+    scene = image_scene(generator, True)
+    image = shapes.render(scene, generator, PRETRAIN_DIM * generator.random())
+    return shapes.make_row(scene, image, "made", "pretrain", 0)
 
 
-def student_picture_row(generator: np.random.Generator, is_privileged: bool) -> Row:
-    """Clean pictures of seen pairs; with privilege, half the time the dim picture of another scene,
+def student_image_row(generator: np.random.Generator, is_privileged: bool) -> Row:
+    """Clean images of seen pairs; with privilege, half the time the dim image of another scene,
     so that it learns to trust what it is told but not to see in dim light."""
-    scene = picture_scene(generator, is_privileged)
+    scene = image_scene(generator, is_privileged)
     if is_privileged and generator.random() < 0.5:
         other = shapes.make_scene(generator, columns=scene.columns)
-        picture = shapes.render(other, generator, PRETRAIN_DIM * generator.random())
+        image = shapes.render(other, generator, PRETRAIN_DIM * generator.random())
     else:
-        picture = shapes.render(scene, generator, 0.0)
-    return shapes.make_row(scene, picture, "made", "pretrain", 0)
+        image = shapes.render(scene, generator, 0.0)
+    return shapes.make_row(scene, image, "made", "pretrain", 0)
 
 
 def teacher_list_row(generator: np.random.Generator, is_privileged: bool) -> Row:
@@ -107,7 +107,7 @@ def student_list_row(generator: np.random.Generator, is_privileged: bool) -> Row
     return lists.make_row(generator, "made", "pretrain", lengths=lengths, verbs=verbs)
 
 
-PICTURE_FORMS = (
+IMAGE_FORMS = (
     *(("captions",),) * 5,
     *(("hints",),) * 3,
     ("captions", "hints"),
@@ -116,11 +116,11 @@ PICTURE_FORMS = (
 """Captions most often: the demo's privilege."""
 RECIPES = {
     "teacher_vl": Recipe(
-        steps=1900, learning_rate=2e-3, row=teacher_picture_row, privileged=PICTURE_FORMS,
+        steps=1900, learning_rate=2e-3, row=teacher_image_row, privileged=IMAGE_FORMS,
         privileged_share=0.5,
     ),
     "student_vl": Recipe(
-        steps=2000, learning_rate=2e-3, row=student_picture_row, privileged=PICTURE_FORMS,
+        steps=2000, learning_rate=2e-3, row=student_image_row, privileged=IMAGE_FORMS,
         privileged_share=0.6, seed=1,
     ),
     "teacher_text": Recipe(
@@ -204,7 +204,7 @@ def make_model(name: str) -> None:
 
 
 def make_rows() -> None:
-    """The shipped test sets: metadata.jsonl, and PNG files where there are pictures."""
+    """The shipped test sets: metadata.jsonl, and PNG files where there are images."""
     for name, make in (("shapes", shapes.rows), ("lists", lists.rows)):
         for split, num in (("test", NUM_TEST), ("shifted", NUM_SHIFTED)):
             folder = ASSETS / (name if split == "test" else f"{name}_shifted")

@@ -90,7 +90,7 @@ def tokenizer(more: Sequence[str] = (), whole: Sequence[str] = ()) -> PreTrained
 
 
 def vl_processor(words: PreTrainedTokenizerFast | None = None) -> Qwen3VLProcessor:
-    """The real processor class: patches of 8 pixels, merged 2 x 2, pictures of 32 x 32 and up."""
+    """The real processor class: patches of 8 pixels, merged 2 x 2, images of 32 x 32 and up."""
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(
             patch_size=8, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 256 * 256}
@@ -108,7 +108,7 @@ def text_model(size: str) -> Qwen3ForCausalLM:
 
 
 def vl_model(size: str) -> Qwen3VLForConditionalGeneration:
-    """An untrained `teacher` or `student` that reads text and pictures."""
+    """An untrained `teacher` or `student` that reads text and images."""
     ids = tokenizer().get_vocab()
     text = _text_config(size)
     text["rope_parameters"] = {**text["rope_parameters"], "mrope_section": [6, 5, 5]}

@@ -1,7 +1,7 @@
 """Writes the example rows on real photographs: python scripts/make/photos.py [OUT].
 
-Pictures: scikit-image's free photographs (data/assets/photos/ATTRIBUTION.md), scaled down.
-Questions, boxes, captions and hints are our own; boxes are XYWH in pixels of the scaled pictures.
+Images: scikit-image's free photographs (data/assets/photos/ATTRIBUTION.md), scaled down.
+Questions, boxes, captions and hints are our own; boxes are XYWH in pixels of the scaled images.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from PIL import Image
 
 LONGEST_SIDE = 448
 JPEG_QUALITY = 88
-PICTURES = ("astronaut", "camera", "chelsea", "coffee", "rocket", "coins")
+IMAGES = ("astronaut", "camera", "chelsea", "coffee", "rocket", "coins")
 PLACEMENT = {"A": "to the left", "B": "to the right", "C": "above", "D": "below"}
 ROWS = [
     {
@@ -229,16 +229,16 @@ ROWS = [
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes pictures and metadata.jsonl."""
+    """Writes images and metadata.jsonl."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).parents[2] / "data" / "assets" / "photos"
     parser.add_argument("out", nargs="?", type=Path, default=default)
     out = parser.parse_args(arguments).out
     out.mkdir(parents=True, exist_ok=True)
-    for name in PICTURES:
-        picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
-        picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-        picture.save(out / f"{name}.jpg", quality=JPEG_QUALITY)
+    for name in IMAGES:
+        image = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+        image.save(out / f"{name}.jpg", quality=JPEG_QUALITY)
     lines = [json.dumps(_row(row)) for row in ROWS]
     (out / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(ROWS)} rows in {out}")

@@ -6,7 +6,7 @@
 
 `parts` writes data/assets/scenes_parts: one sheet of 256 x 256 renders scaled down, with the
 names below, and scaled copies of scikit-image's photographs. `rows` writes data/assets/scenes
-(split test) and data/assets/scenes_shifted: pictures as WebP with metadata.jsonl beside them.
+(split test) and data/assets/scenes_shifted: images as WebP with metadata.jsonl beside them.
 Training rows are composed when asked for (`embedded:scenes/train?num=2000`). Sprites and
 photographs of the two test sets are in no training row.
 """

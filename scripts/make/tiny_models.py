@@ -19,7 +19,7 @@ from torch import Tensor
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.data.embedded.sets import embedded_model
 from dopd_vlm.eval.benchmarks.benchmark import Benchmark
-from dopd_vlm.eval.completions.requests import pictures_hash
+from dopd_vlm.eval.completions.requests import images_hash
 from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results.results import Results
 from dopd_vlm.eval.scorers import score
@@ -71,7 +71,7 @@ def split(
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         images = sample.plain.images
-        groups.setdefault(pictures_hash(images) if images else sample.uid, []).append(sample)
+        groups.setdefault(images_hash(images) if images else sample.uid, []).append(sample)
     keys = sorted(groups)
     order = np.random.default_rng([seed, 1]).permutation(len(keys))
     wanted = min(most, max(1, round(share * len(samples))))

@@ -20,7 +20,7 @@ from dopd_vlm.data.views import AnnotationChoice, check_choices, make_sample, ma
 from dopd_vlm.eval.benchmarks.benchmark import Benchmark, load_benchmark
 from dopd_vlm.eval.benchmarks.convert import convert
 from dopd_vlm.eval.benchmarks.sources import raw_rows
-from dopd_vlm.eval.completions.requests import pictures_hash
+from dopd_vlm.eval.completions.requests import images_hash
 from dopd_vlm.eval.scorers import row_scorer, score
 from dopd_vlm.types import Sample, View
 
@@ -84,7 +84,7 @@ def training_samples(data: DataConfig, *, resize: Callable[..., Any] | None = No
 
 
 def resizer(config: RunConfig) -> Callable[..., Any] | None:
-    """How the student's processor resizes a picture; only Qwen2.5's coordinates ask for it.
+    """How the student's processor resizes an image; only Qwen2.5's coordinates ask for it.
 
     `config` is a resolved one. For the other families no processor is loaded.
     """
@@ -225,7 +225,7 @@ class ImagePool:
         )
 
     def _view(self, view: View) -> View:
-        images = [self._by_hash.setdefault(pictures_hash([one]), one) for one in view.images]
+        images = [self._by_hash.setdefault(images_hash([one]), one) for one in view.images]
         return replace(view, images=tuple(images))
 
 

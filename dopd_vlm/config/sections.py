@@ -1,46 +1,13 @@
-"""The RunConfig tree: one frozen dataclass a section, read from a YAML recipe plus `a.b=value` overrides.
+"""The sections of a recipe: one frozen dataclass each, with every setting's default and meaning.
 
 Defaults are the paper's where it states them (paper section 2) and are marked otherwise.
 """
 
-import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-import yaml
-
-from dopd_vlm.errors import unknown
-from dopd_vlm.prompts import PromptTemplate
+from dopd_vlm.config.checks import above, at_least, require, require_each
 from dopd_vlm.types import Sampling
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
-
-def _require(ok: bool, name: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name}={value!r} is not allowed: {allowed}")
-
-
-def _require_each(
-    section: object, prefix: str, names: str, ok: Callable[[Any], bool], allowed: str
-) -> None:
-    """`_require` for several fields, by their names with spaces between; null is allowed where a field has it."""
-    for name in names.split():
-        value = getattr(section, name)
-        _require(value is None or ok(value), f"{prefix}{name}", value, allowed)
-
-
-def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
-    """Finite and no smaller; with how a message says so."""
-    return lambda value: low <= value < math.inf, f">= {low}"
-
-
-def _above(low: float) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: low < value < math.inf, f"> {low}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +22,8 @@ class LoraConfig:
     """Which linear layers get an adapter; never the output head."""
 
     def __post_init__(self) -> None:
-        _require_each(self, "lora.", "rank", *_at_least(0))
-        _require_each(self, "lora.", "alpha", *_above(0))
+        require_each(self, "lora.", "rank", *at_least(0))
+        require_each(self, "lora.", "alpha", *above(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +64,8 @@ class DataConfig:
     """Processes that make the coming rows; null is 2 on a GPU, none on CPU; the result is always the same."""
 
     def __post_init__(self) -> None:
-        _require_each(self, "data.", "workers validate_rows", *_at_least(0))
-        _require_each(self, "data.", "limit", *_at_least(1))
+        require_each(self, "data.", "workers validate_rows", *at_least(0))
+        require_each(self, "data.", "limit", *at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +78,7 @@ class ChatConfig:
     """A row whose prompt is longer in either view is skipped and counted; null is the model's context."""
 
     def __post_init__(self) -> None:
-        _require_each(self, "chat.", "max_prompt_length", *_at_least(1))
+        require_each(self, "chat.", "max_prompt_length", *at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +102,8 @@ class RolloutConfig(Sampling):
             super().__post_init__()
         except ValueError as error:
             raise ValueError(f"rollout.{error}") from error
-        _require_each(self, "rollout.", "batch_size", *_at_least(1))
-        _require_each(self, "rollout.", "temperature", *_above(0))
+        require_each(self, "rollout.", "batch_size", *at_least(1))
+        require_each(self, "rollout.", "temperature", *above(0))
 
     def sampling(self, **changes: Any) -> Sampling:
         """The settings of a draw alone, with `changes`."""
@@ -187,19 +154,19 @@ class MethodConfig:
     """Tokens per chunk of the loss; null chooses from free memory."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.trim < 1, "method.trim", self.trim, "in [0, 1)")
-        _require(0 < self.ema_rate <= 1, "method.ema_rate", self.ema_rate, "in (0, 1]")
+        require(0 <= self.trim < 1, "method.trim", self.trim, "in [0, 1)")
+        require(0 < self.ema_rate <= 1, "method.ema_rate", self.ema_rate, "in (0, 1]")
         is_quantile = isinstance(self.statistic, float) and 0 < self.statistic < 1
-        _require(
+        require(
             isinstance(self.statistic, str) or is_quantile,
             "method.statistic",
             self.statistic,
             "mean, median or a quantile in (0, 1)",
         )
         weights = "light_weight weak_weight gap_threshold"
-        _require_each(self, "method.", weights, *_at_least(0))
-        _require_each(self, "method.", "top_k chunk_size", *_at_least(1))
-        _require_each(self, "method.", "temperature", *_above(0))
+        require_each(self, "method.", weights, *at_least(0))
+        require_each(self, "method.", "top_k chunk_size", *at_least(1))
+        require_each(self, "method.", "temperature", *above(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,12 +196,12 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         sizes = "max_steps batch_size micro_batch_size score_batch_size"
-        _require_each(self, "optim.", f"learning_rate {sizes}", *_above(0))
-        _require_each(self, "optim.", "warmup_steps weight_decay", *_at_least(0))
-        _require(
+        require_each(self, "optim.", f"learning_rate {sizes}", *above(0))
+        require_each(self, "optim.", "warmup_steps weight_decay", *at_least(0))
+        require(
             self.max_grad_norm > 0, "optim.max_grad_norm", self.max_grad_norm, "> 0, .inf is off"
         )
-        _require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "both in [0, 1)")
+        require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "both in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,124 +222,4 @@ class EvaluationConfig:
     """Evaluate the teacher too, once."""
 
     def __post_init__(self) -> None:
-        _require_each(self, "evaluation.", "every limit", *_at_least(1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """One training run. Repeatable from the resolved copy in its folder."""
-
-    student: ModelConfig
-    """The model that learns."""
-    teacher: ModelConfig
-    """The frozen model that teaches."""
-    data: DataConfig
-    """Training rows."""
-    name: str | None = None
-    """Run name; null takes the recipe's file name."""
-    output_dir: str = "runs"
-    """Parent of the run folder."""
-    seed: int = 0
-    """Seeds data order and sampling."""
-    resume: bool = False
-    """Go on from the run folder's last checkpoint."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints; the last step always has one."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints kept besides the last."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forwards; auto is bfloat16 where the device has it in hardware."""
-    tracking: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
-    """Trackers besides metrics.jsonl (extra `trackers`): a name or a list; wandb is offline without WANDB_MODE."""
-    lora: LoraConfig = LoraConfig()
-    """Adapters on the student."""
-    prompts: PromptTemplate = field(default_factory=PromptTemplate)
-    """Wording of both views."""
-    chat: ChatConfig = ChatConfig()
-    """Chat template arguments."""
-    rollout: RolloutConfig = RolloutConfig()
-    """Sampling."""
-    method: MethodConfig = MethodConfig()
-    """Distillation method."""
-    optim: OptimConfig = OptimConfig()
-    """Optimization."""
-    evaluation: EvaluationConfig = EvaluationConfig()
-    """Benchmarks."""
-
-    def __post_init__(self) -> None:
-        _require_each(self, "", "checkpoint_every", *_at_least(1))
-        _require_each(self, "", "keep_checkpoints seed", *_at_least(0))
-        is_folder = self.name is None or Path(self.name).name == self.name
-        _require(is_folder, "name", self.name, "the name of a folder in output_dir, without a path")
-
-
-def parser() -> "ArgumentParser":
-    """A parser whose --help documents every field of RunConfig."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        exit_on_error=False, description="Distil a student from a privileged teacher."
-    )
-    parser.add_class_arguments(RunConfig)
-    return parser
-
-
-def read_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """RunConfig of a YAML recipe with `section.field=value` overrides.
-
-    Raises ValueError naming the field, the value and what is allowed; an unknown field names the near ones.
-    """
-    path = Path(recipe)
-    if not path.is_file():
-        raise ValueError(f"recipe {str(path)!r} does not exist; recipes ship in scripts/recipes/")
-    tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for override in overrides:
-        _override(tree, override)
-    _check_known(tree, RunConfig, "")
-    if tree.get("name") is None:
-        tree["name"] = path.stem
-    if isinstance(tree.get("tracking"), str):
-        tree["tracking"] = [tree["tracking"]]
-    from jsonargparse import ArgumentError
-
-    try:
-        run_parser = parser()
-        return RunConfig(**vars(run_parser.instantiate(run_parser.parse_object(tree))))
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(f"recipe {path}: {error}") from error
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The resolved config as YAML that `read_config` reads back to an equal one."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _check_known(tree: dict[str, Any], section: type, prefix: str) -> None:
-    known = {field.name: field.type for field in fields(section)}
-    for name, value in tree.items():
-        if name not in known:
-            raise unknown("setting", f"{prefix}{name}", [f"{prefix}{other}" for other in known])
-        inner = known[name]
-        if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
-            _check_known(value, inner, f"{prefix}{name}.")
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    match = re.fullmatch(r"(?:--)?([\w.]+)=(.*)", override, flags=re.DOTALL)
-    if match is None:
-        raise ValueError(f"override {override!r} is not of the form section.field=value")
-    *sections, name = match[1].split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise ValueError(f"override {override!r}: {section} is a value, not a section")
-    tree[name] = yaml.safe_load(match[2])
+        require_each(self, "evaluation.", "every limit", *at_least(1))

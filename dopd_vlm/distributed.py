@@ -1,21 +1,86 @@
 """All talk between the processes of a run."""
 
+import logging
+import os
+import threading
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
-from torch import Tensor
+from torch import Tensor, distributed
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for another, e.g. while one saves; a process that fails is noticed at once."""
+PAUSE = 2.0
+"""Seconds between two looks at whether another process has failed."""
+FAILURE = "dopd_vlm/failure"
+"""Key under which the first process that fails leaves its words."""
+FOREIGN = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+"""Set by `accelerate launch` for what would change how a model lies over processes."""
 
 
 def process_state() -> PartialState:
     """This process among those of `accelerate launch` or `torchrun`.
 
     PartialState alone overlooks ACCELERATE_USE_CPU and would then see one process.
+
+    Raises:
+        ValueError: the environment asks for FSDP, DeepSpeed or Megatron. Every process holds every model
+            whole here; and with such a setting some releases of transformers load zeros on all ranks but one.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    for name in FOREIGN:
+        if parse_flag_from_env(name):
+            raise ValueError(
+                f"{name}={os.environ[name]}: models are not sharded here, every process holds them whole; "
+                "unset it (in `accelerate config`: no FSDP, DeepSpeed or Megatron) or start with torchrun"
+            )
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Inside, the failure of one process ends the others within seconds, with its words.
+
+    Otherwise they would wait for it in a collective call until TIMEOUT. A process that is killed
+    needs no word of its own: its broken connections and the launcher end the others.
+    """
+    if process_state().num_processes == 1:
+        yield
+        return
+    # The store through which the processes found each other: it works while a collective call waits.
+    store = distributed.distributed_c10d._get_default_store()
+    rank, over = process_state().process_index, threading.Event()
+    threading.Thread(target=_watch, args=(store.clone(), rank, over), daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        over.set()
+        store.set(FAILURE, f"rank {rank}: {type(error).__name__}: {error}")
+        time.sleep(2 * PAUSE)  # it may be this process that holds the store
+        raise
+    finally:
+        over.set()
+
+
+def _watch(store: distributed.Store, rank: int, over: threading.Event) -> None:
+    while not over.wait(PAUSE):
+        try:
+            words = store.get(FAILURE).decode() if store.check([FAILURE]) else None
+        except RuntimeError as error:
+            words = f"the store of the processes is gone ({error})"
+        if words is not None and not over.is_set():
+            log.error("rank %d stops, as another has failed: %s", rank, words)
+            logging.shutdown()
+            # Not an exception: the main thread waits inside a collective call and would never see it.
+            os._exit(1)
 
 
 def end_processes() -> None:
@@ -53,6 +118,14 @@ def any_of(accelerator: Accelerator, flag: bool) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return any(gather_object([flag]))
+
+
+def differing_ranks(accelerator: Accelerator, value: str) -> list[int]:
+    """Ranks whose value is not that of rank 0; the same list on every rank."""
+    if accelerator.num_processes == 1:
+        return []
+    values = gather_object([value])
+    return [rank for rank, one in enumerate(values) if one != values[0]]
 
 
 def first_failure(accelerator: Accelerator, failure: str | None) -> str | None:

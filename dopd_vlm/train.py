@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from rich.console import Console
 
 from dopd_vlm.config import RunConfig
-from dopd_vlm.distributed import any_of
+from dopd_vlm.distributed import any_of, failing_together
 from dopd_vlm.models.policy import Policy
 from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.run_folder import SAMPLES_FILE, SKIPPED_FILE, open_run_folder
@@ -83,6 +83,7 @@ class TrainResult:
     num_skipped: int
 
 
+@failing_together()
 def train(
     config: RunConfig,
     samples: Sequence[Sample],

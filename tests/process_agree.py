@@ -1,5 +1,6 @@
 """What ranks have to agree on: each function runs in every rank and returns what that rank says."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -9,8 +10,9 @@ from accelerate import Accelerator
 from test_step import make_rollouts, make_samples, make_state
 from test_train import SAMPLES, make_config
 
-from dopd_vlm.distributed import gather_rows
+from dopd_vlm.distributed import any_of, failing_together, gather_rows
 from dopd_vlm.train import train
+from dopd_vlm.training.agreement import check_same_weights
 from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
 
 
@@ -20,6 +22,32 @@ def rows() -> str:
     lists = [[[1.0, 1.0]], [[2.0, 2.0], [torch.nan, 3.0], [4.0, 4.0]]]
     own = torch.tensor(lists[accelerator.process_index])
     return str(gather_rows(accelerator, own).tolist())
+
+
+def one_fails(folder: str) -> str:
+    """Rank 0 raises where rank 1 waits for it."""
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    logging.basicConfig(filename=Path(folder) / f"{rank}.log")
+    with failing_together():
+        if rank == 0:
+            raise MemoryError("no room for 3 GiB")
+        any_of(accelerator, False)
+    return "went on"
+
+
+def weights(name: str) -> str:
+    """One bit of one weight of rank 1's model is another."""
+    state = make_state("dopd")
+    policy = {"student": state.student, "teacher": state.teacher}.get(name)
+    if policy is not None and state.accelerator.process_index == 1:
+        first = next(policy.model.parameters())
+        first.data.view(-1)[0] = torch.nextafter(first.data.view(-1)[0], torch.tensor(9.0).double())
+    try:
+        check_same_weights(state)
+    except ValueError as error:
+        return str(error)
+    return "the same"
 
 
 def nonfinite() -> str:

@@ -1,5 +1,6 @@
 """The update does not depend on how the rollouts lie over processes: real gloo processes, float64."""
 
+import time
 from pathlib import Path
 
 import process_agree
@@ -8,6 +9,8 @@ import pytest
 import tiny
 import torch
 from ranks import run_ranks
+
+from dopd_vlm.distributed import FOREIGN, process_state
 
 
 def run_step(out: Path, name: str, micro: int, counts: list[int]) -> dict:
@@ -52,3 +55,26 @@ def test_a_signal_to_one_rank_ends_both_at_the_same_step(tmp_path):
     said = run_ranks(process_agree.stop, 2, str(tmp_path))
     assert said[0] == said[1] and said[0].endswith("interrupted True")
     assert (tmp_path / "out" / "run" / "checkpoint").is_dir()
+
+
+def test_a_failing_rank_ends_the_others_with_its_words(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(AssertionError, match="MemoryError: no room for 3 GiB"):
+        run_ranks(process_agree.one_fails, 2, str(tmp_path))
+    assert time.monotonic() - start < 60
+    told = (tmp_path / "1.log").read_text()
+    assert "rank 1 stops, as another has failed: rank 0: MemoryError: no room for 3 GiB" in told
+
+
+def test_ranks_that_begin_with_other_weights_are_refused():
+    assert run_ranks(process_agree.weights, 2, "none") == ["the same"] * 2
+    for name in ("student", "teacher"):
+        said = run_ranks(process_agree.weights, 2, name)
+        assert said[0] == said[1] and f"the {name}'s weights on rank 1 are not" in said[0]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_sharding_that_would_be_ignored_is_refused(name, monkeypatch):
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(ValueError, match=f"{name}=true: models are not sharded here"):
+        process_state()

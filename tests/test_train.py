@@ -98,7 +98,7 @@ def interrupt_at(config: RunConfig, step: int, samples=None) -> None:
         "steps": -min(NUM_PROBES, len(samples or SAMPLES))
     }  # the probes are read before the first step
 
-    def evaluate(student, at, is_last, *, teacher):
+    def evaluate(student, at, is_last, *, teacher, engine):
         return {}
 
     class Rows(list):
@@ -232,7 +232,7 @@ def test_with_batches_of_one_a_good_row_stands_in_for_a_bad_one(models, tmp_path
 
 
 def test_a_resumed_run_takes_the_same_stand_ins(models, tmp_path):
-    def interrupt(student, at, is_last, *, teacher):
+    def interrupt(student, at, is_last, *, teacher, engine):
         if at == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return {}

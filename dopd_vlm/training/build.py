@@ -24,6 +24,7 @@ from dopd_vlm.models.policy import (
     output_head,
 )
 from dopd_vlm.rollout.engines import open_engine
+from dopd_vlm.training.agreement import check_same_weights
 from dopd_vlm.training.checkpoint import AVERAGE, last_checkpoint, load_trainer_
 from dopd_vlm.training.state import TrainState
 
@@ -83,6 +84,7 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
     )
     if checkpoint is not None:
         load_trainer_(state, checkpoint)
+    check_same_weights(state)
     return state
 
 

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another, e.g. while one saves; a process that fails is noticed at once."""
+BUCKET_BYTES = 32 * 2**20
+"""Of gradients that travel together; two buckets of copies exist at a time."""
 PAUSE = 2.0
 """Seconds between two looks at whether another process has failed."""
 FAILURE = "dopd_vlm/failure"
@@ -118,6 +120,52 @@ def any_of(accelerator: Accelerator, flag: bool) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return any(gather_object([flag]))
+
+
+def sum_gradients_(
+    accelerator: Accelerator, parameters: Sequence[nn.Parameter], bucket_bytes: int = BUCKET_BYTES
+) -> None:
+    """Adds every parameter's `.grad` up over ranks, in place; a rank without one adds zeros.
+
+    In buckets of one dtype, the next of which is filled while the last one travels: one call a
+    parameter costs a round trip each. A plain sum, as every weight already holds its share of the
+    whole batch; DistributedDataParallel averages, and hangs when a rank has no image in its batch.
+    """
+    if accelerator.num_processes == 1:
+        return
+    travelling: tuple[Any, Tensor, list[Tensor]] | None = None
+    for bucket in _buckets(parameters, bucket_bytes):
+        flat = torch.cat([grad.reshape(-1) for grad in bucket])
+        handle = distributed.all_reduce(flat, async_op=True)
+        _arrive_(travelling)
+        travelling = handle, flat, bucket
+    _arrive_(travelling)
+
+
+def _buckets(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> Iterator[list[Tensor]]:
+    """Gradients in the parameters' order, which is the same on every rank; a bucket has one dtype."""
+    bucket, size = [], 0
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        grad = parameter.grad
+        if bucket and (size + grad.nbytes > bucket_bytes or grad.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(grad)
+        size += grad.nbytes
+    if bucket:
+        yield bucket
+
+
+def _arrive_(travelling: tuple[Any, Tensor, list[Tensor]] | None) -> None:
+    """Waits for a bucket and writes its sums back into the gradients."""
+    if travelling is None:
+        return
+    handle, flat, bucket = travelling
+    handle.wait()
+    for grad, total in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
+        grad.copy_(total.view_as(grad))
 
 
 def differing_ranks(accelerator: Accelerator, value: str) -> list[int]:

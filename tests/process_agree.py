@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from test_step import make_rollouts, make_samples, make_state
 from test_train import SAMPLES, make_config
 
-from dopd_vlm.distributed import any_of, failing_together, gather_rows
+from dopd_vlm.distributed import any_of, failing_together, gather_rows, sum_gradients_
 from dopd_vlm.train import train
 from dopd_vlm.training.agreement import check_same_weights
 from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
@@ -48,6 +48,22 @@ def weights(name: str) -> str:
     except ValueError as error:
         return str(error)
     return "the same"
+
+
+def gradients(bucket_bytes: int) -> list[list[float]]:
+    """Parameters of two dtypes, the second of which has a gradient on rank 1 alone."""
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    parameters = [
+        torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+        for shape, dtype in (((2, 3), torch.float64), ((4,), torch.float32), ((), torch.float32))
+    ]
+    for place, parameter in enumerate(parameters):
+        if place != 1 or rank == 1:
+            values = torch.arange(parameter.numel()).view_as(parameter) + 10 * place + 100 * rank
+            parameter.grad = values.to(parameter.dtype)
+    sum_gradients_(accelerator, parameters, bucket_bytes)
+    return [parameter.grad.view(-1).tolist() for parameter in parameters]
 
 
 def nonfinite() -> str:

@@ -45,6 +45,14 @@ def test_rows_of_all_ranks_keep_their_nan():
     assert run_ranks(process_agree.rows, 2) == [expected, expected]
 
 
+@pytest.mark.parametrize("bucket_bytes", [1, 10_000])
+def test_gradients_are_summed_in_buckets_of_any_size(bucket_bytes):
+    expected = [
+        [2 * i + 100.0 for i in range(6)], [i + 110.0 for i in range(4)], [2 * 20.0 + 100.0],
+    ]  # fmt: skip
+    assert run_ranks(process_agree.gradients, 2, bucket_bytes) == [expected] * 2
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both():
     said = run_ranks(process_agree.nonfinite, 2)
     assert said[0] == said[1] and said[0].startswith("stopped: step 0: the loss is nan")

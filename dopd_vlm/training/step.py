@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from accelerate import Accelerator
 
-from dopd_vlm.distributed import first_failure, total_of
+from dopd_vlm.distributed import first_failure, sum_gradients_, total_of
 from dopd_vlm.models.encoder import EncodedPrompt
 from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.image_features import StepFeatures
@@ -276,16 +276,9 @@ def _check_finite(state: TrainState, micro: MicroBatch, output: LossOutput) -> N
 
 
 def optimizer_step(state: TrainState) -> float:
-    """Add gradients up over processes, clip, step; returns the norm before clipping.
-
-    A plain sum, as every weight already holds its share of the whole batch. Own reduction instead of
-    DistributedDataParallel, which averages, and hangs when a process has no image in its batch.
-    """
+    """Add gradients up over processes, clip, step; returns the norm before clipping."""
     parameters = [p for p in state.student.model.parameters() if p.requires_grad]
-    if state.accelerator.num_processes > 1:
-        for parameter in parameters:
-            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = state.accelerator.reduce(grad, "sum")  # type: ignore[assignment]
+    sum_gradients_(state.accelerator, parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.optim.max_grad_norm)
     if not norm.isfinite():
         raise NonFiniteLossError(

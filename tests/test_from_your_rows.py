@@ -1,6 +1,7 @@
 """`dopd make-tiny` and the page about it: models that read the rows, the same for the same seed; a gain by DOPD."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def run_the_page(*overrides: str, shrink: bool) -> None:
             run_command(" ".join([line, *overrides]) if line.startswith("dopd train") else line)
 
 
-def test_the_page_in_small(folder, few_steps):
+def test_the_page_in_small(folder, few_steps, capsys):
     run_the_page(
         "optim.max_steps=1", "optim.batch_size=2", "rollout.num_generations=2", shrink=True
     )
@@ -53,6 +54,8 @@ def test_the_page_in_small(folder, few_steps):
     assert recipe["evaluation"]["tasks"] == ["models/test.yaml"]
     table = Path("models/table.md").read_text()
     assert "| teacher |" in table and "DOPD" in table
+    told = "43 rows to learn from, 5 for the student's stop, 12 held out"
+    assert told in capsys.readouterr().out
     tokenizer = AutoTokenizer.from_pretrained("models/student")
     assert (
         tokenizer.unk_token_id not in tokenizer("Which colour has the turquoise stripe?").input_ids
@@ -112,7 +115,7 @@ def test_questions_on_one_image_are_held_out_together():
     assert tiny_models.split(samples, 0.1, 400, seed=0)[1] == held
     assert tiny_models.split(samples, 0.1, 400, seed=1)[1] != held
     assert len(tiny_models.split(samples, 0.1, 3, seed=0)[1]) == 3
-    with pytest.raises(ValueError, match="--test"):
+    with pytest.raises(ValueError, match="more images"):
         tiny_models.split(samples[:3], 0.1, 400, seed=0)
 
 
@@ -130,6 +133,22 @@ def test_misled_samples_keep_their_words_and_change_images():
     )
 
 
+def test_the_teacher_is_asked_for_the_privileged_text_where_there_is_one():
+    (seen,) = samples_on([Image.new("RGB", (32, 32))], 1)
+    asked = tiny_models.describing(replace(seen, choices={"A": "a", "B": "b"}))
+    assert (asked.answer, asked.choices, asked.plain) == ("c0", None, seen.plain)
+    assert asked.question != seen.question
+    policy = tiny_models.warm_start("teacher", [seen])
+    assert policy.tokenizer.unk_token_id not in policy.tokenizer(asked.question).input_ids
+    inputs = tiny_models.batch_of(policy, [asked], "plain")
+    said = policy.tokenizer.decode(inputs["labels"][inputs["labels"] >= 0])
+    given = policy.tokenizer.decode(inputs["input_ids"][inputs["labels"] < 0])
+    assert "c0" in said and "c0" not in given, "the text is the answer alone"
+    unseen = replace(seen, plain=View(), privileged=View(context="c0"))
+    untold = replace(seen, privileged=seen.plain)
+    assert [tiny_models.describing(one) for one in (unseen, untold)] == [unseen, untold]
+
+
 def test_rows_in_words_of_their_own_are_read_and_written_back():
     rows = [{"uid": "a", "question": "Welche Farbe hat €?", "answer": "dunkel-grün"}]
     samples, _ = make_samples(rows, [])
@@ -143,12 +162,10 @@ def test_rows_in_words_of_their_own_are_read_and_written_back():
 @pytest.mark.slow
 def test_the_page_as_it_stands_gains_ten_points(folder):
     run_the_page(shrink=False)
-    before, after = (
-        {
-            r.view: r.accuracy
-            for r in read_results(Path(f"runs/models_dopd/evaluations/step_{n:06d}.json"))
-        }
-        for n in (0, 250)
+    before, after, teacher = (
+        {r.view: r.accuracy for r in read_results(Path(f"runs/models_dopd/evaluations/{n}.json"))}
+        for n in ("step_000000", "step_000250", "teacher")
     )
-    assert before["privileged"] >= 0.85 and before["plain"] <= 0.75
+    assert teacher["plain"] >= 0.8
+    assert before["privileged"] >= 0.85 and 0.3 <= before["plain"] <= 0.65
     assert after["plain"] >= before["plain"] + 0.1

@@ -45,16 +45,18 @@ def make(options: argparse.Namespace) -> None:
         train, held_out = samples, read(options.test, options)[: options.most_test]
     else:
         train, held_out = tiny.split(samples, 0.1, options.most_test, options.seed)
+    train, checked = tiny.split(train, 0.1, tiny.CHECKED, options.seed + 1)
     plan = tiny.plan_of(len(train), options.seed)
-    print(f"{len(train)} rows to learn from, {len(held_out)} held out", flush=True)
+    counts = f"{len(train)} rows to learn from, {len(checked)} for the student's stop"
+    print(f"{counts}, {len(held_out)} held out", flush=True)
     results = {}
     teacher = tiny.make_teacher(train, plan)
     report_unwritable(tiny.unwritable(held_out, teacher), len(held_out))
     tiny.save(teacher, options.out / "teacher")
     for view in tiny.VIEWS:
         results["teacher", view] = tiny.measured(teacher, held_out, view)
-    goal = tiny.PLAIN_SHARE * results["teacher", "plain"].accuracy
-    student = tiny.make_student(train, held_out, plan, goal)
+    goal = tiny.PLAIN_SHARE * tiny.measured(teacher, checked, "plain").accuracy
+    student = tiny.make_student(train, checked, plan, goal)
     tiny.save(student, options.out / "student")
     for view in tiny.VIEWS:
         results["student", view] = tiny.measured(student, held_out, view)
@@ -118,7 +120,7 @@ def write_recipe(options: argparse.Namespace, most_tokens: int) -> None:
         "rollout": {"max_completion_length": most_tokens},
         "method": {"name": "dopd", "self_target": "frozen"},
         "optim": {
-            "learning_rate": 3.0e-4, "max_steps": 250, "batch_size": 16, "micro_batch_size": 64,
+            "learning_rate": 3.0e-4, "max_steps": 250, "batch_size": 32, "micro_batch_size": 64,
             "score_batch_size": 64, "warmup_steps": 5,
         },
     }  # fmt: skip

@@ -1,9 +1,10 @@
 """From rows to a tiny teacher and student that read them: what `dopd make-tiny` trains.
 
 Both start from the embedded models, with the rows' words added. The teacher learns the answers in both
-views. The student first learns to trust what it is told: privileged prompts, with another row's images
-where the text carries the privilege. Then it learns both views from the rows themselves, and stops as soon as its plain
-view reaches PLAIN_SHARE of the teacher's: it reasons well and sees poorly, which is what DOPD is for.
+views, and to write the privileged text from the images. The student first learns to trust what it is
+told: privileged prompts, with another row's images where the text carries the privilege. Then it learns
+both views from the rows themselves, and stops as soon as its plain view reaches PLAIN_SHARE of the
+teacher's, on rows that neither learnt from: it reasons well and sees poorly, which is what DOPD is for.
 """
 
 import re
@@ -36,7 +37,9 @@ MOST_WHOLE = 500
 """Golds of several words or with signs, in one token each, which no other way gives back as they are."""
 WORD = re.compile(r"\w+")
 CHECKED = 100
-"""Held-out questions behind the student's stop."""
+"""Questions behind the student's stop, a tenth of the rows at most; neither model learns from them."""
+DESCRIBE = "Reference:"
+"""Question of the teacher's third task, in words that every tokenizer here has."""
 VIEWS: tuple[ViewName, ViewName] = ("plain", "privileged")
 
 
@@ -50,15 +53,15 @@ class Plan:
     """The student's steps on privileged prompts alone."""
     seen_steps: int
     """Its most steps on both views."""
-    check_every: int = 10
+    check_every: int = 5
     learning_rate: float = 1e-3
     seed: int = 0
 
 
 def plan_of(num_rows: int, seed: int) -> Plan:
-    """Twelve passes over the rows for the teacher, within 300 to 1,400 steps; as many for the student."""
+    """Twelve passes over the rows for the teacher, within 300 to 1,400 steps; up to 18 for the student."""
     steps = min(1400, max(300, 12 * num_rows // 32))
-    return Plan(teacher_steps=steps, told_steps=steps // 2, seen_steps=steps // 2, seed=seed)
+    return Plan(teacher_steps=steps, told_steps=steps, seen_steps=steps // 2, seed=seed)
 
 
 def split(
@@ -66,7 +69,7 @@ def split(
 ) -> tuple[list[Sample], list[Sample]]:
     """(training, held out): questions on one image stay on one side.
 
-    Raises ValueError where all questions share their images, so that nothing can be held out.
+    Raises ValueError where all questions share their images, so that nothing can be set aside.
     """
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -80,7 +83,10 @@ def split(
     for index in order:
         (held if len(held) < wanted else train).extend(groups[keys[index]])
     if not train:
-        raise ValueError("all rows show the same images: nothing can be held out; give --test ROWS")
+        raise ValueError(
+            "all rows to learn from show the same images, so none can be set aside to test on: "
+            "rows of more images are needed"
+        )
     return train, held
 
 
@@ -140,21 +146,33 @@ def warm_start(size: str, samples: Sequence[Sample]) -> Policy:
 
 
 def make_teacher(samples: Sequence[Sample], plan: Plan) -> Policy:
-    """Trained on both views, half of the batches each."""
+    """Trained in turn on the plain view, the privileged one, and on writing the privileged text itself.
+
+    The third is what makes a good reader of images of few rows: a text names what a question asks, and more.
+    """
     torch.manual_seed(plan.seed)
     policy = warm_start("teacher", samples)
     draw = np.random.default_rng([plan.seed, 2])
 
     def batches() -> Iterator[dict[str, Tensor]]:
-        for batch in drawn(samples, plan, plan.teacher_steps, draw):
-            yield batch_of(policy, batch, VIEWS[int(draw.integers(2))])
+        for step, batch in enumerate(drawn(samples, plan, plan.teacher_steps, draw)):
+            task = step % 3
+            given = [describing(sample) for sample in batch] if task == 2 else batch
+            yield batch_of(policy, given, VIEWS[task == 1])
 
     fit_(policy, batches(), steps=plan.teacher_steps, learning_rate=plan.learning_rate, warmup=30)
     return policy
 
 
+def describing(sample: Sample) -> Sample:
+    """The sample that asks what its images show: its privileged text. Itself, where it has no such text."""
+    if not (sample.plain.images and sample.privileged.context):
+        return sample
+    return replace(sample, question=DESCRIBE, choices=None, answer=sample.privileged.context)
+
+
 def make_student(
-    samples: Sequence[Sample], held_out: Sequence[Sample], plan: Plan, plain_goal: float
+    samples: Sequence[Sample], checked: Sequence[Sample], plan: Plan, plain_goal: float
 ) -> Policy:
     """Trained to read privilege, then on both views until its plain accuracy reaches the goal."""
     torch.manual_seed(plan.seed + 1)
@@ -168,7 +186,8 @@ def make_student(
 
     def both() -> Iterator[dict[str, Tensor]]:
         for step, batch in enumerate(drawn(samples, plan, plan.seen_steps, draw)):
-            if step % plan.check_every == 0 and reached(policy, held_out, plain_goal):
+            if step % plan.check_every == 0 and reached(policy, checked, plain_goal):
+                print(f"the student's plain view is at its goal after {step} steps", flush=True)
                 return
             is_plain = step % 2 == 0
             yield batch_of(policy, batch if is_plain else misled(batch, draw), VIEWS[not is_plain])
@@ -178,9 +197,9 @@ def make_student(
     return policy
 
 
-def reached(policy: Policy, held_out: Sequence[Sample], goal: float) -> bool:
-    """Whether the plain accuracy on the first held-out questions is the goal's."""
-    return measured(policy, held_out[:CHECKED], "plain").accuracy >= goal
+def reached(policy: Policy, checked: Sequence[Sample], goal: float) -> bool:
+    """Whether the plain accuracy is the goal's."""
+    return measured(policy, checked, "plain").accuracy >= goal
 
 
 def drawn(

@@ -104,10 +104,10 @@ def thresholds(
     gap = privilege_advantage_gap(teacher, own)
     if gap.isnan().any():
         raise ValueError("a teacher or self-target score is NaN or both are infinite")
-    largest = _quantile(gap, 1.0 - trim)
+    largest = quantile(gap, 1.0 - trim)
 
     def average(values: Tensor) -> float:
-        keep = gap <= largest if trim_of == "gap" else values <= _quantile(values, 1.0 - trim)
+        keep = gap <= largest if trim_of == "gap" else values <= quantile(values, 1.0 - trim)
         return _summary(values[keep], statistic)
 
     return Thresholds(
@@ -118,7 +118,8 @@ def thresholds(
     )
 
 
-def _quantile(values: Tensor, share: float) -> Tensor:
+def quantile(values: Tensor, share: float) -> Tensor:
+    """The quantile of [N] values with linear interpolation, N >= 1, `share` in [0, 1]."""
     # torch.quantile refuses more than 2^24 values. Rounded: 1 - 0.9 is a little below 0.1, and the
     # value that a whole position falls on must not be lost to that.
     ordered = values.sort().values
@@ -134,7 +135,7 @@ def _summary(values: Tensor, statistic: Statistic | float) -> float:
     share = 0.5 if statistic == "median" else statistic
     if not isinstance(share, float) or not 0.0 < share < 1.0:
         raise ValueError(f"statistic={statistic!r}: choose mean, median or a quantile in (0, 1)")
-    return float(_quantile(values, share))
+    return float(quantile(values, share))
 
 
 def assign_regimes(
@@ -162,6 +163,11 @@ def assign_regimes(
     high_regime = torch.where(q_teacher >= q_self, int(Regime.HT), int(Regime.HS))
     is_out = ~mask.bool() | (gap > thresholds.largest_gap)
     return torch.where(low, low_regime, high_regime).masked_fill(is_out, -1)
+
+
+def high_gaps(regime: Tensor) -> Tensor:
+    """bool, where a token of that regime has a high gap: HT and HS."""
+    return (regime == Regime.HT) | (regime == Regime.HS)
 
 
 def token_weights(

@@ -49,6 +49,8 @@ ScoreAnswer = Callable[[str, Sample], float | None]
 """(completion text, sample) -> correctness in [0, 1]; None where the sample has no answer to score with."""
 PROBE_SIZE = 64
 """Prompts of the privilege probe over all processes."""
+ALIVE_AT_LEAST = 0.5
+"""routing/alive below which a run warns."""
 LOGGED_SAMPLES = 4
 """Decoded completions kept at each checkpoint."""
 
@@ -159,6 +161,7 @@ class Loop:
         self.state, self.samples, self.tracker = state, samples, tracker
         self.evaluate, self.score_answer = evaluate, score_answer
         self.bad_rows: set[int] = set()
+        self.is_noise_told = False
         size = min(PROBE_SIZE, len(samples))
         self.probe_rows = row_order(len(samples), state.config.seed, 0, size)
         self.observer = Observer(state, samples, self.probe_rows, tracker, score_answer)
@@ -212,6 +215,7 @@ class Loop:
             **memory_metrics(),
         }
         self.tracker.step(state.step, metrics)
+        self.warn_of_noise(metrics)
         self.observer.note(output, is_logged=self.is_measured() or state.step == 1)
         if state.step % state.config.checkpoint_every == 0 or state.step == 1:
             for record in decoded_samples(state, output, LOGGED_SAMPLES):
@@ -301,6 +305,17 @@ class Loop:
                 f"{privileged:.0%} with privilege and {plain:.0%} "
                 "without: a self-target that gains nothing from privilege has nothing to teach. "
                 "Look at the annotations, or use method.name=opd"
+            )
+
+    def warn_of_noise(self, metrics: Mapping[str, float]) -> None:
+        """Says so, once, where most high gaps are no larger than what the arithmetic moves them by."""
+        alive = metrics.get("routing/alive", 1.0)
+        if alive < ALIVE_AT_LEAST and not self.is_noise_told:
+            self.is_noise_told = True
+            self.tracker.say(
+                f"[yellow]warning:[/] step {self.state.step}: {alive:.0%} of the high-gap tokens have a gap "
+                f"above the noise of the arithmetic, {metrics['routing/noise']:.1e} nats: the rest is "
+                "routed by rounding. Set method.gap_floor to a larger number of nats, or precision=float32"
             )
 
     def save(self) -> None:

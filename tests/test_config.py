@@ -83,7 +83,7 @@ def test_an_unknown_method_or_annotation_exits_2_naming_near_ones(override, near
         "evaluation.limit=0", "optim.max_grad_norm=-1", "optim.max_grad_norm=0",
         "optim.learning_rate=.inf", "optim.learning_rate=.nan", "optim.warmup_steps=-1",
         "optim.weight_decay=-0.1", "optim.betas=[0.9, 1.0]", "method.top_k=0",
-        "method.chunk_size=0", "method.gap_threshold=.inf", "lora.rank=-1", "lora.alpha=0",
+        "method.chunk_size=0", "method.gap_threshold=.inf", "method.gap_floor=-1", "lora.rank=-1", "lora.alpha=0",
     ],
 )  # fmt: skip
 def test_a_value_that_no_run_can_have_is_refused_with_its_name(setting):

@@ -103,8 +103,8 @@ def test_every_plot_of_a_real_run_has_data_and_the_page_needs_nothing_else(run_d
 
 
 EXPECTED = (
-    "accuracy-shapes", "accuracy-one", "training", "loss", "shares", "gap", "density", "entropy", "time", "memory",
-    "optimizer",
+    "accuracy-shapes", "accuracy-one", "training", "loss", "shares", "gap", "alive", "density", "entropy", "time",
+    "memory", "optimizer",
 )  # fmt: skip
 
 

@@ -131,6 +131,9 @@ class MethodConfig:
     """Threshold of gap and probabilities: their mean (the paper), median, or a quantile in (0, 1)."""
     gap_threshold: float | None = None
     """Nats; fixes the gap's threshold (probabilities keep theirs); null takes the batch's statistic."""
+    gap_floor: float | None = None
+    """Nats; a gap below it is low whatever the threshold, as where it is rounding (`routing/noise`); null is none, as
+    in the paper."""
     threshold_scope: Literal["batch", "process"] = "batch"
     """Tokens behind the thresholds: the whole optimizer batch, or each process's own share of it."""
     reduction: Literal["sequence-mean", "token-mean"] = "sequence-mean"
@@ -163,7 +166,7 @@ class MethodConfig:
             self.statistic,
             "mean, median or a quantile in (0, 1)",
         )
-        weights = "light_weight weak_weight gap_threshold"
+        weights = "light_weight weak_weight gap_threshold gap_floor"
         require_each(self, "method.", weights, *at_least(0))
         require_each(self, "method.", "top_k chunk_size", *at_least(1))
         require_each(self, "method.", "temperature", *above(0))

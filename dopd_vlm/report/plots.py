@@ -226,6 +226,29 @@ PLOTS: tuple[Plot, ...] = (
         ),
     ),
     Plot(
+        key="alive",
+        section="Routing",
+        caption=(
+            "Share of the high-gap tokens whose gap exceeds what the arithmetic alone moves gaps by "
+            "(a few completions are scored twice): near 100% is good; bad is below half, for "
+            "rounding then routes most of them: set method.gap_floor."
+        ),
+        build=lines(
+            "High gaps above the noise",
+            "share of high gaps",
+            {"routing/alive": "alive"},
+            percent=True,
+        ),
+        compared=(
+            Compared(
+                metric="routing/alive",
+                title="High gaps above the noise",
+                unit="share of high gaps",
+                caption="High gaps that are more than rounding: bad is below half.",
+            ),
+        ),
+    ),
+    Plot(
         key="density",
         section="Routing",
         caption=(

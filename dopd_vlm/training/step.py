@@ -24,6 +24,7 @@ from dopd_vlm.rollout.weights import policy_weights
 from dopd_vlm.routed_loss import LossOutput, Student, Target, routed_loss
 from dopd_vlm.routing import Counts, Thresholds
 from dopd_vlm.training.metrics import batch_averages, batch_sums
+from dopd_vlm.training.noise import noise_metrics, routing_noise
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.targets import MicroBatch, batch_thresholds, score_targets
@@ -120,6 +121,7 @@ def distil_step(
         micro_batches = score_targets(state, samples, rollouts, features)
         features.keep_only(state.student)
         limits = batch_thresholds(state, micro_batches)
+        noise = routing_noise(state, micro_batches)
         counts = batch_counts(state, rollouts)
     if counts.num_sequences == 0:
         raise ValueError(
@@ -136,6 +138,7 @@ def distil_step(
     metrics = {**batch_averages(sums), "optim/grad_norm": grad_norm}
     if limits is not None:
         metrics |= {f"threshold/{name}": value for name, value in limits.record().items()}
+    metrics |= noise_metrics(state, micro_batches, losses, noise)
     return StepOutput(
         metrics=metrics, micro_batches=micro_batches, losses=losses, thresholds=limits
     )

@@ -247,5 +247,5 @@ def batch_thresholds(
         trim_of=options.trim_of,
         train_outliers=options.train_outliers,
     )
-    fixed = options.gap_threshold
-    return limits if fixed is None else replace(limits, gap=fixed)
+    gap = limits.gap if options.gap_threshold is None else options.gap_threshold
+    return replace(limits, gap=max(gap, options.gap_floor or 0.0))

@@ -21,6 +21,7 @@ MOST_POINTS = 1000
 
 METRICS_FILE, HISTOGRAMS_FILE, MAPS_FILE = "metrics.jsonl", "histograms.jsonl", "token_maps.jsonl"
 PROBES_FILE, SKIPPED_FILE, SAMPLES_FILE = "probes.json", "skipped.jsonl", "samples.jsonl"
+ROWS_FILE = "rows.json"
 PACKAGES = (
     "dopd-vlm",
     "torch",
@@ -59,6 +60,8 @@ class RunRecord:
     skipped: Sequence[Record]
     probes: Sequence[Record]
     maps: Sequence[Record]
+    rows: Record
+    """What was found in the rows before the first step; empty where nobody looked."""
 
     @property
     def name(self) -> str:
@@ -91,8 +94,8 @@ class RunRecord:
         return [n for n in names if n.startswith(prefix) and n.endswith(suffix)]
 
 
-def open_run_folder(config: RunConfig) -> Path:
-    """runs/NAME with config.yaml and environment.json.
+def open_run_folder(config: RunConfig, rows: Record | None = None) -> Path:
+    """runs/NAME with config.yaml, environment.json and, where rows were tried, rows.json.
 
     Raises ValueError when it holds a run already and `resume` is off.
     """
@@ -108,6 +111,8 @@ def open_run_folder(config: RunConfig) -> Path:
         first = json.loads(path.read_text(encoding="utf-8"))
         record |= {"command": first["command"], "resumed_by": record["command"]}
     path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    if rows:
+        (run_dir / ROWS_FILE).write_text(json.dumps(rows, indent=2), encoding="utf-8")
     return run_dir
 
 
@@ -153,7 +158,9 @@ def read_run(path: str | Path) -> RunRecord:
         raise ValueError(
             f"{folder} holds no run: there is no config.yaml; give a folder that `dopd train` wrote"
         )
-    environment, probes = folder / "environment.json", folder / PROBES_FILE
+    environment, probes, rows = (
+        folder / name for name in ("environment.json", PROBES_FILE, ROWS_FILE)
+    )
     return RunRecord(
         path=folder,
         config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
@@ -165,6 +172,7 @@ def read_run(path: str | Path) -> RunRecord:
         skipped=read_lines(folder / SKIPPED_FILE),
         probes=json.loads(probes.read_text(encoding="utf-8")) if probes.exists() else [],
         maps=read_lines(folder / MAPS_FILE),
+        rows=json.loads(rows.read_text(encoding="utf-8")) if rows.exists() else {},
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import set_seed
@@ -94,10 +94,12 @@ def train(
     score_answer: ScoreAnswer | None = None,
     console: Console | None = None,
     recipe: RunConfig | None = None,
+    rows: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Distil until optim.max_steps, or until Ctrl-C, which saves and returns.
 
     `recipe` is what config.yaml will say, where that differs from `config`: names in place of folders.
+    `rows` is what was found in the rows beforehand: it goes to rows.json, for the run page.
     `samples[i]` may raise ValueError for a bad row: it is counted, written to skipped.jsonl, and a
     good row stands in for it.
     Raises ValueError before the first step for whatever a recipe can get wrong.
@@ -108,7 +110,7 @@ def train(
     console = console or Console()
     run_dir = run_folder(config)
     if accelerator.is_main_process:
-        open_run_folder(recipe or config)
+        open_run_folder(recipe or config, rows)
     accelerator.wait_for_everyone()
     if num_workers(config, accelerator.device):
         start_server(samples)

@@ -183,7 +183,7 @@ def run(config: RunConfig, console: Console) -> int:
 
     from dopd_vlm.distributed import process_state
     from dopd_vlm.scripts.wiring.evaluation import Evaluation
-    from dopd_vlm.scripts.wiring.row_check import check_rows, load_reader, notes
+    from dopd_vlm.scripts.wiring.row_check import check_rows, load_reader, notes, record
     from dopd_vlm.scripts.wiring.samples import (
         resizer,
         resolved,
@@ -208,7 +208,7 @@ def run(config: RunConfig, console: Console) -> int:
     try:
         result = train(
             config, samples, evaluate=evaluation, score_answer=score_answer, console=console,
-            recipe=recipe,
+            recipe=recipe, rows=record(check, reader is not None, evaluation.left_out),
         )  # fmt: skip
     except NonFiniteLossError as error:
         console.print(f"stopped: {error}", style="red", markup=False)

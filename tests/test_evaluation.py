@@ -26,8 +26,13 @@ def measure(tmp_path, monkeypatch):
         return tiny.text_policy(2)
 
     monkeypatch.setattr(evaluation, "load_policy", load)
-    few = evaluation.benchmark_samples
-    monkeypatch.setattr(evaluation, "benchmark_samples", lambda *given: few(*given)[:6])
+    every = evaluation.benchmark_samples
+
+    def few(*given):
+        samples, problems = every(*given)
+        return samples[:6], problems
+
+    monkeypatch.setattr(evaluation, "benchmark_samples", few)
     config = read_config(recipe_path("demo_text"), [*SMALL, f"output_dir={tmp_path}"])
     return Evaluation(config, Console()), loads
 
@@ -61,6 +66,7 @@ def test_an_own_task_by_path_has_its_numbers_in_the_table(tmp_path, capsys) -> N
     config = read_config(recipe_path("demo_text"), overrides)
     evaluate = Evaluation(config, Console(width=200))
     told = capsys.readouterr().out
+    assert evaluate.left_out == {"own": 2}
     assert "2 rows are left out" in told and "own.jsonl line 2" in told and "line 3" in told
     teacher = tiny.text_policy(1)
     student = tiny.text_policy(0)

@@ -114,6 +114,9 @@ def test_training_skips_them_trains_the_others_and_keeps_its_size(folder):
     run = folder / "runs" / "mine"
     skipped = [line["reason"] for line in records(run / "skipped.jsonl")]
     assert uids_in(skipped) == set(BAD)
+    found = json.loads((run / "rows.json").read_text(encoding="utf-8"))
+    assert (found["good"], found["bad"]) == (20 - len(BAD), len(BAD))
+    assert found["unscorable"] == len(UNSCORABLE) and found["unknown"] == {"options": 1.0}
     lines = records(run / "metrics.jsonl")
     (step,) = [line for line in lines if "loss" in line]
     assert step["count/sequences"] == 20 and 0 <= step["rollout/accuracy"] <= 1

@@ -61,6 +61,8 @@ def test_the_page_in_small(folder, few_steps, capsys):
         tokenizer.unk_token_id not in tokenizer("Which colour has the turquoise stripe?").input_ids
     )
     AutoProcessor.from_pretrained("models/teacher")
+    rows = json.loads(Path("runs/models_dopd/rows.json").read_text())
+    assert rows == {"good": 48, "bad": 0, "unscorable": 0, "unknown": {}, "left_out": {"test": 0}}
     (result, *_) = read_results(Path("runs/models_dopd/evaluations/step_000001.json"))
     assert (result.name, result.n) == ("test", 12)
 

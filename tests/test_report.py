@@ -22,10 +22,11 @@ from dopd_vlm.report.html import render, sentence
 from dopd_vlm.report.method_text import method_text, read_method
 from dopd_vlm.report.plots import PLOTS, Compared, Plot, lines, run_plots
 from dopd_vlm.report.routing_figures import borders
-from dopd_vlm.report.run_page import report_page, write_report
+from dopd_vlm.report.run_page import UNKNOWN_WORDS, report_page, row_facts, write_report
 from dopd_vlm.report.static_figure import token_cells, write_figure
 from dopd_vlm.report.training_figures import collapse_step
 from dopd_vlm.run_folder import Series, read_run, recipe_difference, thinned
+from dopd_vlm.scripts.wiring.row_check import RowCheck, record
 from dopd_vlm.train import train
 from dopd_vlm.types import Regime
 
@@ -244,6 +245,29 @@ def empty_regimes():
         "share/hs": 0.0,
         "divergence/ll": 0.0,
     }
+
+
+def test_the_page_says_what_the_accuracies_leave_out_and_which_words_are_unknown(tmp_path):
+    check = RowCheck(
+        num_good=40,
+        problems=["bad"],
+        unscorable=["a", "b"],
+        unknown={"question": 0.554, "answer": 0.1},
+    )
+    folder = variant(tmp_path, "killed")
+    assert "no scorer reads" not in report_page(read_run(folder)), "nobody looked"
+    pages = []
+    for is_read in (True, False):
+        found = record(check, is_read, {"<own>": 3})
+        (folder / "rows.json").write_text(json.dumps(found))
+        page = report_page(read_run(folder))
+        pages.append(page[page.index("<h2>Accuracy") : page.index("<h2>Token maps")])
+    assert "2 of 40 rows that were tried" in pages[0]
+    assert "question 55.4%, answer 10.0%; it reads" in pages[0] and "55.4%" not in pages[1]
+    assert "not looked up" in pages[1]
+    assert "rows of &lt;own&gt; that do not count</th><td>3" in pages[0]
+    found = record(replace(check, unknown={}), True, {})
+    assert row_facts(replace(read_run(folder), rows=found))[UNKNOWN_WORDS] == "none"
 
 
 VARIANTS = ("one step", "empty regimes", "no gap", "only an evaluation", "nothing yet", "killed")

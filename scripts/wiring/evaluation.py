@@ -15,6 +15,7 @@ from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.scripts.wiring.samples import benchmark_samples, resizer
 from dopd_vlm.training.build import run_folder
+from dopd_vlm.types import Sample
 
 EVALUATIONS = "evaluations"
 """Folder in a run's: per-question results of each evaluation."""
@@ -25,10 +26,13 @@ class Evaluation:
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console
-        self._samples = {
-            name: benchmark_samples(name, config.data, resizer(config), console)
-            for name in config.evaluation.tasks
-        }
+        self._samples: dict[str, list[Sample]] = {}
+        self.left_out: dict[str, int] = {}
+        """Task -> its rows that do not count."""
+        for name in config.evaluation.tasks:
+            samples, problems = benchmark_samples(name, config.data, resizer(config), console)
+            self._samples[name] = samples
+            self.left_out[load_benchmark(name).name] = len(problems)
 
     def __call__(
         self,

@@ -127,6 +127,22 @@ def check_rows(
     return check
 
 
+def record(check: RowCheck, is_read: bool, left_out: Mapping[str, int]) -> dict[str, Any]:
+    """What a run keeps of the check, as `report.run_page.row_facts` reads it.
+
+    Args:
+        is_read: whether the student's tokenizer was there to look words up.
+        left_out: task -> its rows that the evaluation does not count.
+    """
+    return {
+        "good": check.num_good,
+        "bad": len(check.problems),
+        "unscorable": len(check.unscorable),
+        "unknown": dict(check.unknown) if is_read else None,
+        "left_out": dict(left_out),
+    }
+
+
 def notes(check: RowCheck, model: str) -> Iterator[str]:
     """Lines for the user: rows left out, answers that cannot count, words that the model cannot read."""
     yield from listed("row(s) cannot be used", check.problems)

@@ -153,8 +153,11 @@ def scorable(samples: Sequence[Sample], task: Benchmark) -> tuple[list[Sample], 
 
 def benchmark_samples(
     name: str, data: DataConfig, resize: Callable[..., Any] | None, console: Console
-) -> list[Sample]:
-    """A benchmark's questions with the privileged view of the recipe's annotations; says what is left out."""
+) -> tuple[list[Sample], list[str]]:
+    """A benchmark's questions with the privileged view of the recipe's annotations, and why rows are left out.
+
+    The first reasons are printed.
+    """
     benchmark = load_benchmark(name)
     converted = convert(benchmark, rows_of(benchmark.rows, benchmark.split))
     samples, skipped = make_samples(
@@ -166,7 +169,7 @@ def benchmark_samples(
         say_left_out(name, problems, console)
     if not good:
         raise ValueError(f"task {name!r} has no usable row: {[*problems, 'it is empty'][0]}")
-    return good
+    return good, problems
 
 
 def say_left_out(task: str, problems: Sequence[str], console: Console) -> None:

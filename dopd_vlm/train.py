@@ -19,6 +19,7 @@ from rich.console import Console
 
 from dopd_vlm.config import RunConfig
 from dopd_vlm.distributed import any_of, failing_together
+from dopd_vlm.methods import configured_method
 from dopd_vlm.models.policy import Policy
 from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.run_folder import SAMPLES_FILE, SKIPPED_FILE, open_run_folder
@@ -105,6 +106,7 @@ def train(
     Raises ValueError before the first step for whatever a recipe can get wrong.
     """
     check_trackers(config.tracking)
+    check_method(config, has_scorer=score_answer is not None)
     accelerator = make_accelerator(config)
     set_seed(config.seed)
     console = console or Console()
@@ -125,6 +127,16 @@ def train(
     return TrainResult(
         run_dir=run_dir, step=state.step, interrupted=interrupted, num_skipped=state.num_skipped
     )
+
+
+def check_method(config: RunConfig, *, has_scorer: bool) -> None:
+    """Raises ValueError for a method that asks for what the recipe lacks, before any model is loaded."""
+    method = configured_method(config)
+    if method.needs_reward and not has_scorer:
+        raise ValueError(
+            f"method.name={method.name!r} needs a reward for each completion, and there is no scorer: "
+            "train on rows with an `answer`, by `dopd train`, or pass score_answer to train()"
+        )
 
 
 def open_tracker(state: TrainState, run_dir: Path, console: Console) -> Tracker:

@@ -185,6 +185,14 @@ class Regime(IntEnum):
     """High gap, self-target more confident: light anchor to it."""
 
 
+POLICIES = ("teacher", "self_target", "student", "base")
+"""Who can score a completion: the teacher; the student's weights as `Method.self_target` says (live, EMA or
+frozen); the student as it is; the student as it was before the run (with LoRA: without adapters).
+
+None gets a gradient. Each is a target of its own name too, under the view of the routes that use it."""
+TOKENS = "tokens"
+"""The target with all its mass on the completion's own token; it costs no forward."""
+SelfTarget = Literal["live", "ema", "frozen"]
 Tail = Literal["bucket", "renormalise", "truncate"]
 Reduction = Literal["sequence-mean", "token-mean"]
 
@@ -193,8 +201,8 @@ Reduction = Literal["sequence-mean", "token-mean"]
 class Term:
     """One term of a target's log-probs, coefficient x log p(policy under view)."""
 
-    policy: Literal["teacher", "self_target"]
-    """`self_target`: the student's weights (live, EMA or frozen), no gradient."""
+    policy: str
+    """One of POLICIES."""
     view: ViewName = "privileged"
     coefficient: float = 1.0
 
@@ -204,9 +212,11 @@ class Route:
     """How one regime's tokens are taught."""
 
     target: str
-    """`teacher` or `self_target`, each one policy under `target_view`, or a name in `Method.targets`."""
+    """One of POLICIES under `target_view`, a name in `Method.targets`, or `tokens`.
+
+    Forward KL to `tokens` is the likelihood loss -log p(token); weighted, a policy gradient."""
     target_view: ViewName = "privileged"
-    """Unused where `target` is a name in `Method.targets`: its terms name their views."""
+    """Unused where `target` is a name in `Method.targets`, whose terms name their views, or `tokens`."""
     divergence: str
     """A name in `divergences.DIVERGENCES`."""
     top_k: int | None = None

@@ -115,7 +115,7 @@ def rollouts(
     state = build_state(
         replace(config, student=student, resume=False), make_accelerator(config), Path(checkpoint)
     )
-    if config.method.self_target == "frozen" and state.self_target is not None:
+    if state.method.self_target == "frozen" and state.self_target is not None:
         state.self_target = load_policy(
             config.student, device=state.student.device, trainable=False, like=state.student
         )

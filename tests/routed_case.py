@@ -110,7 +110,7 @@ def small_k(table, k=5):
 
 
 def one_route(**fields):
-    return Method(name="x", routes_by_gap=False, routes=dict.fromkeys(Regime, Route(**fields)))
+    return Method(name="x", router="uniform", routes=dict.fromkeys(Regime, Route(**fields)))
 
 
 def assert_equals_dense(case, method, tolerance=1e-9, temperature=1.0, **options):
@@ -120,5 +120,5 @@ def assert_equals_dense(case, method, tolerance=1e-9, temperature=1.0, **options
     assert output.loss.item() == pytest.approx(loss.item(), rel=10 * tolerance, abs=1e-12)
     assert relative(d_hidden, slow_hidden) < tolerance
     assert relative(d_head, slow_head) < tolerance
-    if method.routes_by_gap:
+    if method.by_gap:
         assert torch.equal(output.regime, regime)

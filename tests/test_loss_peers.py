@@ -24,7 +24,7 @@ def make_case(dtype):
 
 def ours(case, beta, temperature):
     route = Route(target="teacher", target_view="plain", divergence="jsd", beta=beta)
-    method = Method(name="x", routes=dict.fromkeys(Regime, route), routes_by_gap=False)
+    method = Method(name="x", routes=dict.fromkeys(Regime, route), router="uniform")
     hidden, head, teacher, teacher_head, ids = case
     mask = torch.ones(B, T, dtype=torch.bool)
     output = routed_loss(

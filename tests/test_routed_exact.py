@@ -77,7 +77,7 @@ def test_lower_precision_inputs(seed, name, dtype):
     case, method = Case(seed, dtype=dtype), small_k(METHODS[name])
     output, *grads = case.grads(method, thresholds=GIVEN, chunk_size=4)
     loss, values, regime, *slow = case.dense(method, limits=LIMITS)
-    if method.routes_by_gap:
+    if method.by_gap:
         assert torch.equal(output.regime, regime)
     assert output.loss.dtype == torch.float32 and grads[1].dtype == dtype
     assert relative(output.loss.detach(), loss) < 1e-6

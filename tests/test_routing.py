@@ -187,7 +187,7 @@ def test_methods_are_complete_tables(name):
     table = method(name)
     assert table.name == name
     assert set(table.routes) == set(Regime)
-    if not table.routes_by_gap:
+    if not table.by_gap:
         assert len(set(table.routes.values())) == 1
     assert table.needs_teacher or table.needs_self_target
 

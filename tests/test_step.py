@@ -129,7 +129,7 @@ def test_loss_and_gradient_are_zero_when_models_and_views_coincide(name):
     state = make_state(name, same=True)
     samples = make_samples(state, context="")
     samples = [replace(s, prompts={**s.prompts, "privileged": s.prompts["plain"]}) for s in samples]
-    with pytest.warns(UserWarning, match="gap") if method(name).routes_by_gap else _nothing():
+    with pytest.warns(UserWarning, match="gap") if method(name).by_gap else _nothing():
         output = distil_step(state, samples, make_rollouts(), Clock())
     assert abs(output.metrics["loss"]) < 1e-12
     assert output.metrics["optim/grad_norm"] < 1e-9

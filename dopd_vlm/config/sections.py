@@ -117,8 +117,9 @@ class MethodConfig:
 
     name: str = "dopd"
     """A name in dopd_vlm.methods.METHODS."""
-    self_target: Literal["live", "ema", "frozen"] = "live"
-    """Whose weights the self-target has: the student's now (the paper), their moving average, or the initial ones."""
+    self_target: Literal["live", "ema", "frozen"] | None = None
+    """Whose weights the self-target has: the student's now, their moving average, or the initial ones; null keeps
+    the table's own (live in the paper's)."""
     ema_rate: float = 0.05
     """Share of the new weights in the moving average at each step."""
     trim: float = 0.05

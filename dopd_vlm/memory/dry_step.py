@@ -32,6 +32,8 @@ from dopd_vlm.models.policy import (
     output_head,
 )
 from dopd_vlm.rollout.own import ROOM, OwnEngine
+from dopd_vlm.routers import Routing
+from dopd_vlm.routers.router import everywhere
 from dopd_vlm.routing import Counts, Thresholds
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
@@ -68,6 +70,10 @@ def dry_state(config: RunConfig, method: Method, device: str) -> TrainState:
         # Weights of the student's own type, as `load_policy(like=student)` has them.
         self_target = _policy(config, config.student, device, is_student=True)
         self_target.model.requires_grad_(False)
+    base = None
+    if method.needs_base:
+        base = _policy(config, config.student, device, is_student=True)
+        base.model.requires_grad_(False)
     teacher = _policy(config, config.teacher, device) if method.needs_teacher else None
     if config.optim.gradient_checkpointing:
         checkpoint_activations_(student.model)
@@ -86,6 +92,7 @@ def dry_state(config: RunConfig, method: Method, device: str) -> TrainState:
         scheduler=None,  # type: ignore[arg-type]
         engine=OwnEngine(student, batch_size=batch_size, autocast=accelerator.autocast),
         vocab_size=min(widths),
+        base=base,
     )
 
 
@@ -272,9 +279,9 @@ def _losses(
     counts = Counts(num_sequences=1, num_tokens=1)
     losses = []
     for micro in micro_batches:
-        output = micro_batch_loss(
-            state, micro, limits if state.method.routes_by_gap else None, counts, features
-        )
+        if not state.method.by_gap:  # shapes have no scores to route by: every token is trained
+            micro = replace(micro, routing=Routing(route=everywhere(micro.batch.mask)))
+        output = micro_batch_loss(state, micro, limits, counts, features)
         with recomputing(state), _recast(state):
             # Not output.loss.backward(): the modes of the dry run know this one.
             torch.autograd.backward(output.loss)

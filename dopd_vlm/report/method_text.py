@@ -41,7 +41,7 @@ class MethodText:
 def method_text(method: "Method") -> MethodText:
     """The text of a method's table."""
     return MethodText(
-        by_gap=method.routes_by_gap,
+        by_gap=method.by_gap,
         self_target=method.self_target if method.needs_self_target else "",
         routes={r: _route_text(method.routes[r], method.self_target) for r in Regime},
     )
@@ -63,7 +63,7 @@ def read_method(run: RunRecord) -> MethodText:
         return method_text(configured_method(config))
     except (TypeError, ValueError):
         by_gap = bool(run.series("threshold/gap"))
-        return MethodText(by_gap=by_gap, self_target=settings["self_target"], routes={})
+        return MethodText(by_gap=by_gap, self_target=settings["self_target"] or "live", routes={})
 
 
 def _route_text(route: Route, self_target: str) -> str:

@@ -18,7 +18,7 @@ from dopd_vlm import divergences
 from dopd_vlm.divergences import Divergence
 from dopd_vlm.routed_loss.softmax import exponentials_, log_of, partition_of
 from dopd_vlm.routed_loss.torch_kernels import Pair, dot, kernel_of
-from dopd_vlm.types import Route
+from dopd_vlm.types import TOKENS, Route
 
 Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Log-probs of student and target, [C, K + 1] each, last the rest -> value [C], slope [C, K + 1]."""
@@ -149,6 +149,8 @@ def support_slopes(route: Route) -> Slopes:
 
 def sampled_slopes(route: Route) -> Slopes:
     """Value and slope of the divergence's one-sample estimate; the rest of the vocabulary has slope 0."""
+    if route.target == TOKENS:
+        return _likelihood_slopes
     divergence = divergences.of_route(route)
     assert divergence.estimate is not None  # checked where the method is made
     estimate = divergence.estimate
@@ -158,3 +160,9 @@ def sampled_slopes(route: Route) -> Slopes:
         return value, torch.stack([slope, torch.zeros_like(slope)], -1)
 
     return slopes
+
+
+def _likelihood_slopes(student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+    """KL to a target of mass 1 on the token: value -log p, slope -1, exact and no estimate."""
+    logp = student_logp[:, 0]
+    return -logp, torch.stack([-torch.ones_like(logp), torch.zeros_like(logp)], -1)

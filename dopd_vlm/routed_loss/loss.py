@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dopd_vlm import routing
 from dopd_vlm.methods import Method
 from dopd_vlm.methods import method as method_of
 from dopd_vlm.routed_loss.chunked import routed_sum
@@ -21,12 +20,13 @@ from dopd_vlm.routed_loss.plan import (
     Tokens,
     complete,
     make_plan,
-    regimes,
+    routing_of,
     scored,
 )
 from dopd_vlm.routed_loss.softmax import Softmax
 from dopd_vlm.routed_loss.target_scores import TargetScores, check_inputs, target_scores
-from dopd_vlm.routing import Counts, Thresholds
+from dopd_vlm.routers import Limits, Routing
+from dopd_vlm.routing import Counts, privilege_advantage_gap, token_weights
 from dopd_vlm.types import Regime
 
 __all__ = [
@@ -49,7 +49,7 @@ class LossOutput:
     per_token: Tensor
     """[B, T] unweighted divergence, nats, detached; 0 where masked or dropped by weight 0."""
     regime: Tensor
-    """int64 [B, T], -1 where masked; all HT where the method has no two scores to compare."""
+    """int64 [B, T], -1 where masked; all HT where the router is `uniform`."""
     metrics: dict[str, Tensor]
     """Detached float64 sums: add them over micro-batches and ranks, then divide once.
 
@@ -66,7 +66,8 @@ def routed_loss(
     mask: Tensor,
     method: Method | str,
     *,
-    thresholds: Thresholds | None = None,
+    thresholds: Limits | None = None,
+    routing: Routing | None = None,
     num_sequences: int | Counts | None = None,
     trim: float = 0.05,
     temperature: float = 1.0,
@@ -84,6 +85,8 @@ def routed_loss(
         method: a Method or its name.
         thresholds: of the whole optimizer batch; None computes them from this batch, which is
             right only where it is the whole one.
+        routing: what the method's router says of these completions; None asks it, with `thresholds`, where it
+            compares nothing but the targets.
         num_sequences: sequences of the whole optimizer batch, or its Counts (for a method whose
             reduction is token-mean); None counts this batch.
         trim: see `routing.thresholds`; unused where thresholds are given.
@@ -110,8 +113,8 @@ def routed_loss(
     tokens = Tokens(ids=completion_ids, mask=mask, softmax=softmax)
     targets = {name: scored(target, method, name, tokens) for name, target in targets.items()}
     logp = {name: t.scores.logp if t.scores else None for name, t in targets.items()}
-    regime = regimes(logp, mask, thresholds, trim)
-    weight = _weights(method, regime, mask, num_sequences)
+    routing = routing or routing_of(method, logp, mask, thresholds, trim)
+    regime, weight = routing.route, _weights(method, routing, mask, num_sequences)
     plan = make_plan(student, targets, tokens, method, regime, weight)
     del targets  # what pass 1 kept for rows that do not need it ends before pass 2 begins
     loss, value, entropy = routed_sum(student.hidden, student.head.weight, student.head.bias, plan)
@@ -120,16 +123,17 @@ def routed_loss(
     return LossOutput(loss=loss, per_token=per_token, regime=regime, metrics=metrics)
 
 
-def _weights(method: Method, regime: Tensor, mask: Tensor, counts: int | Counts | None) -> Tensor:
+def _weights(method: Method, routing: Routing, mask: Tensor, counts: int | Counts | None) -> Tensor:
     is_record = isinstance(counts, Counts)
-    return routing.token_weights(
-        regime,
+    weight = token_weights(
+        routing.route,
         method.routes,
         mask,
         counts.num_sequences if is_record else counts,
         reduction=method.reduction,
         num_tokens=counts.num_tokens if is_record else None,
     )
+    return weight if routing.weight is None else weight * routing.weight
 
 
 def _metrics(
@@ -153,7 +157,7 @@ def _metrics(
         metrics[f"divergence/{kind.name.lower()}"] = (values * here).sum()
     teacher, own = logp["teacher"], logp["self_target"]
     if teacher is not None and own is not None:
-        gap = routing.privilege_advantage_gap(teacher.double(), own.double())
+        gap = privilege_advantage_gap(teacher.double(), own.double())
         metrics["gap/all"] = (gap * mask).sum()
         metrics["prob/teacher"] = (teacher.double().exp() * mask).sum()
         metrics["prob/self_target"] = (own.double().exp() * mask).sum()

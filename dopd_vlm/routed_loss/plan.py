@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dopd_vlm import routing
+from dopd_vlm import routers
+from dopd_vlm.config import MethodConfig
 from dopd_vlm.errors import unknown
 from dopd_vlm.methods import POLICIES, Method
 from dopd_vlm.routed_loss.head import Head
 from dopd_vlm.routed_loss.products import Products, products_for
 from dopd_vlm.routed_loss.softmax import Softmax, chunk_dtype
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
-from dopd_vlm.routing import Thresholds
-from dopd_vlm.types import Regime, Route
+from dopd_vlm.routers import Limits, Routing, Scores
+from dopd_vlm.routers.router import everywhere
+from dopd_vlm.types import TOKENS, Regime, Route
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +100,7 @@ def needs_target_logits(route: Route) -> bool:
 
 
 def complete(targets: Mapping[str, Target], student: Student, method: Method) -> dict[str, Target]:
-    """All targets by name, detached; the self-target's head is the student's unless it brings its own.
+    """All targets by name, detached; a copy of the student has its head unless it brings its own.
 
     Raises:
         ValueError: a target of another name.
@@ -108,8 +110,9 @@ def complete(targets: Mapping[str, Target], student: Student, method: Method) ->
         if name not in names:
             raise unknown("target", name, names)
     complete = {name: targets.get(name, Target()) for name in names}
-    if complete["self_target"].head is None:
-        complete["self_target"] = replace(complete["self_target"], head=student.head)
+    for name in POLICIES[1:]:  # copies of the student
+        if complete[name].head is None:
+            complete[name] = replace(complete[name], head=student.head)
     return {
         name: replace(
             target,
@@ -131,7 +134,8 @@ def scored(target: Target, method: Method, name: str, tokens: Tokens) -> Target:
         return target
     top_k = method.top_k(name)
     sampled = any(r.support == "sampled" and r.target == name for r in method.routes.values())
-    compared = method.routes_by_gap and name in POLICIES
+    router = routers.router(method.router)
+    compared = router.own_view and name in {policy for policy, _ in router.pairs}
     if not (compared or top_k or sampled):
         return target
     scores = target_scores(
@@ -163,22 +167,40 @@ def _check(target: Target, method: Method, name: str, width: int) -> None:
         )
 
 
-def regimes(
+def routing_of(
+    method: Method,
     logp: Mapping[str, Tensor | None],
     mask: Tensor,
-    thresholds: Thresholds | None,
+    limits: Limits | None,
     trim: float,
-) -> Tensor:
-    """Regime per token, -1 where masked; all HT where one target alone was scored.  int64 [B, T]
+) -> Routing:
+    """The routing of a batch that stands alone, for a router that compares the targets themselves, or nothing.
 
-    logp: {"teacher": [B, T], "self_target": [B, T]}, of the sampled tokens at temperature 1.
+    logp: name of a target -> [B, T] of the sampled tokens at temperature 1. Limits that are None are those
+    of this batch.
+
+    Raises:
+        ValueError: a router that needs other scores.
     """
-    teacher, own = logp["teacher"], logp["self_target"]
-    if teacher is None or own is None or not bool(mask.any()):
-        return torch.where(mask.bool(), int(Regime.HT), -1)
-    if thresholds is None:
-        thresholds = routing.thresholds(teacher, own, mask, trim)
-    return routing.assign_regimes(teacher, own, mask, thresholds)
+    router = routers.router(method.router)
+    if router.scored_pairs and not router.own_view:
+        raise ValueError(
+            f"method {method.name!r}: router {router.name!r} scores {router.scored_pairs}, which are no targets "
+            "of this loss: call it and give its answer as `routing`"
+        )
+    if not mask.any():
+        return Routing(route=everywhere(mask))
+    by_pair = {pair: logp[pair[0]] for pair in router.pairs}
+    scores = Scores(
+        logp={pair: value for pair, value in by_pair.items() if value is not None},
+        mask=mask.bool(),
+        prompts=torch.arange(len(mask), device=mask.device),
+    )
+    if limits is None and router.limits is not None:
+        tokens = {pair: value[mask.bool()][None].double() for pair, value in scores.logp.items()}
+        flat = replace(scores, logp=tokens, mask=mask[mask.bool()][None].bool())
+        limits = router.limits(flat, MethodConfig(trim=trim))
+    return router.route(scores, limits)
 
 
 def make_plan(
@@ -197,7 +219,8 @@ def make_plan(
     groups = []
     for route, kinds in _by_route(method).items():
         wanted = torch.isin(row_regime, torch.tensor(kinds, device=row_regime.device))
-        rows, target = wanted.nonzero().squeeze(-1), targets[route.target]
+        rows = wanted.nonzero().squeeze(-1)
+        target = Target() if route.target == TOKENS else targets[route.target]
         support = None
         if not needs_target_logits(route):
             support = _support(target, route, rows, positions, ids, tokens.softmax.width)
@@ -234,6 +257,10 @@ def _by_route(method: Method) -> dict[Route, list[Regime]]:
 def _support(
     target: Target, route: Route, rows: Tensor, positions: Tensor, ids: Tensor, width: int
 ) -> Support:
+    if route.target == TOKENS:
+        certain = torch.zeros(len(rows), 2, device=ids.device)
+        certain[:, 1] = -torch.inf
+        return Support(ids=ids[rows, None], logp=certain)
     scores, wanted = target.scores, min(route.top_k or 0, width)
     assert scores is not None
     if route.support == "sampled":

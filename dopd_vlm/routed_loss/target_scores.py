@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dopd_vlm.routed_loss.head import Head, as_head
 from dopd_vlm.routed_loss.products import products_for
-from dopd_vlm.routed_loss.rows import RowScores, logits_of, rows_for
+from dopd_vlm.routed_loss.rows import RowScores, TorchRows, logits_of, rows_for
 from dopd_vlm.routed_loss.softmax import Buffer, Softmax, chunk_dtype
 
 
@@ -77,6 +77,28 @@ def target_scores(
         top_logp=scores.top_logp if top_k else None,
         width=width,
     )
+
+
+@torch.no_grad()
+def entropies(hidden: Tensor, head: Head, mask: Tensor, softmax: Softmax) -> Tensor:
+    """H = -sum_v p_v log p_v at temperature 1, nats, 0 where masked.  [B, T, H] -> [B, T]
+
+    Of the softmax over `softmax.width` entries, in chunks of rows; its temperature is not used. One more product
+    with the head: asked for by routers alone.
+    """
+    head, rows = head.detach(), hidden.detach()[mask.bool()]
+    dtype = chunk_dtype(hidden, head.weight)
+    size = max(1, softmax.rows(len(rows), dtype, hidden.device))
+    buffer = softmax.buffer.take(min(size, max(1, len(rows))), softmax.width, dtype, hidden.device)
+    products, out = products_for(head, dtype), rows.new_zeros(len(rows), dtype=dtype)
+    backend = TorchRows(len(buffer), softmax.width, buffer)
+    for start in range(0, len(rows), len(buffer)):
+        part = rows[start : start + len(buffer)].to(dtype)
+        raw = buffer[: len(part)]
+        products.logits_(part, raw)
+        logp = backend.ready_(logits_of(raw, head, 1.0)).raw.log_softmax(-1)
+        out[start : start + len(part)] = -(logp.exp() * logp).sum(-1)
+    return mask.new_zeros(mask.shape, dtype=dtype).masked_scatter_(mask.bool(), out)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,6 +19,7 @@ from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.report.method_text import method_text
 from dopd_vlm.report.run_page import write_report
 from dopd_vlm.report.token_page import token_map_page
+from dopd_vlm.routers import Limits
 from dopd_vlm.routing import Thresholds, privilege_advantage_gap
 from dopd_vlm.run_folder import HISTOGRAMS_FILE, MAPS_FILE, PROBES_FILE
 from dopd_vlm.tracking.token_maps import probe_record, token_map_text, token_maps
@@ -65,7 +66,7 @@ class Observer:
         self.state, self.samples, self.rows = state, samples, rows
         self.tracker, self.score_answer = tracker, score_answer
         self._probes: list[EncodedSample] | None = None
-        self._limits: Thresholds | None = None
+        self._limits: Limits | None = None
         self._can_draw = importlib.util.find_spec("plotly") is not None
 
     def note(self, output: StepOutput, *, is_logged: bool) -> None:
@@ -149,7 +150,7 @@ def histogram_record(output: StepOutput, accelerator: Accelerator) -> dict[str, 
     {"gap_edges": [GAP_BINS + 1], "gap_counts": [GAP_BINS], "q_counts": [q_T bin][q_S bin],
     "threshold": {"gap", "q_self", "q_teacher"}}. A collective: every process calls it.
     """
-    if output.thresholds is None:
+    if not isinstance(output.thresholds, Thresholds):
         return None
     pairs = [torch.empty(0, 2, dtype=torch.float64)]
     for micro in output.micro_batches:

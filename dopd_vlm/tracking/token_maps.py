@@ -17,11 +17,12 @@ from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.policy import Policy, output_head
 from dopd_vlm.routed_loss.loss import LossOutput
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
+from dopd_vlm.routers import Limits
 from dopd_vlm.routing import Counts, Thresholds
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import StepOutput, completion_text, micro_batch_loss, sample_completions
-from dopd_vlm.training.targets import MicroBatch, batch_thresholds, score_targets
+from dopd_vlm.training.targets import MicroBatch, batch_limits, score_targets, with_routes
 from dopd_vlm.types import Regime, Rollout, Sample, ViewName
 
 TOP = 5
@@ -55,7 +56,7 @@ def token_maps(
     state: TrainState,
     samples: Sequence[EncodedSample],
     *,
-    limits: Thresholds | None = None,
+    limits: Limits | None = None,
     score_answer: Callable[[str, Sample], float | None] | None = None,
 ) -> list[dict[str, Any]]:
     """One completion of each sample with all that routing knows of its tokens; changes nothing.
@@ -74,7 +75,7 @@ def token_maps(
         One record a sample, in order: `uid`, `step`, `method`, `finish_reason`, `text`, `correct`
         or None, `threshold` (`gap`, `q_self`, `q_teacher`, `of`: "batch" or "probes") or None,
         and lists with one entry a token: `tokens`; `regime` (0 LH, 1 LL, 2 HT, 3 HS, -1 an outlier
-        that is left out; None for a method that does not route by gap); `loss` (unweighted
+        that is left out; None for a router without the paper's regimes); `loss` (unweighted
         divergence, nats); `weight` (of the route); `q_plain`, `q_self`, `q_teacher` (probability
         of the token under the student's plain and privileged view and the teacher); `gap` =
         |log q_T - log q_S| (nats; None unless the teacher scores the privileged view); and `top`:
@@ -85,11 +86,12 @@ def token_maps(
     rollouts = sample_completions(state, [s.prompts["plain"] for s in samples], sampling)
     micro_batches = score_targets(state, samples, rollouts)
     origin = "probes" if limits is None else "batch"
-    limits = limits or batch_thresholds(state, micro_batches, is_alone=True)
+    limits = limits or batch_limits(state, micro_batches, is_alone=True)
+    micro_batches = with_routes(state, micro_batches, limits)
     counts = Counts(
         num_sequences=len(rollouts), num_tokens=sum(len(r.completion_ids) for r in rollouts)
     )
-    threshold = None if limits is None else {**limits.record(), "of": origin}
+    threshold = {**limits.record(), "of": origin} if isinstance(limits, Thresholds) else None
     records: dict[int, dict[str, Any]] = {}
     for micro in micro_batches:
         columns = _columns(state, micro, micro_batch_loss(state, micro, limits, counts))
@@ -145,7 +147,7 @@ def _column(
     weights = [state.method.routes[Regime(kind)].weight if kind >= 0 else 0.0 for kind in regime]
     return {
         "tokens": token_texts(state.student, rollout.completion_ids),
-        "regime": regime if state.method.routes_by_gap else None,
+        "regime": regime if state.method.by_gap else None,
         "loss": rounded(loss.per_token[row, :length]),
         "weight": weights,
         "gap": rounded((teacher - self_target).abs()) if comparable else None,  # type: ignore[operator]

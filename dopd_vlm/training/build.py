@@ -81,6 +81,7 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
         scheduler=get_cosine_schedule_with_warmup(optimizer, optim.warmup_steps, optim.max_steps),
         engine=open_engine(config.rollout, student, accelerator.autocast),
         vocab_size=min(widths),
+        base=load_first(config, student) if method.needs_base else None,
     )
     if checkpoint is not None:
         load_trainer_(state, checkpoint)
@@ -112,6 +113,11 @@ def load_student(config: RunConfig, device: torch.device, checkpoint: Path | Non
     return student
 
 
+def load_first(config: RunConfig, student: Policy) -> Policy:
+    """The student before the run, without gradient; fresh adapters change nothing, so with LoRA it has none."""
+    return load_policy(config.student, device=student.device, trainable=False, like=student)
+
+
 def load_self_target(
     config: RunConfig, method: Method, student: Policy, checkpoint: Path | None
 ) -> Policy | None:
@@ -125,8 +131,7 @@ def load_self_target(
     if not config.lora.rank:
         source = replace(config.student, path=str(average or config.student.path))
         return load_policy(source, device=student.device, trainable=False, like=student)
-    # Fresh adapters change nothing: the first student is the model without any.
-    first = load_policy(config.student, device=student.device, trainable=False, like=student)
+    first = load_first(config, student)
     if not is_average:
         return first
     if average is None:

@@ -46,7 +46,7 @@ def _write(state: TrainState, folder: Path) -> None:
     state.student.processor.save_pretrained(folder)
     trainer = folder / "trainer"
     trainer.mkdir()
-    if state.config.method.self_target == "ema" and state.self_target is not None:
+    if state.method.self_target == "ema" and state.self_target is not None:
         state.self_target.model.save_pretrained(folder / AVERAGE, safe_serialization=True)
     torch.save(
         {

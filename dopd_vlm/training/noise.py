@@ -29,7 +29,7 @@ def routing_noise(state: TrainState, micro_batches: Sequence[MicroBatch]) -> flo
     twos. Without gradient. A collective: every process calls it. None for a method that does not
     route by gap, and without tokens.
     """
-    if not state.method.routes_by_gap:
+    if not state.method.by_gap:
         return None
     first = micro_batches[:1]
     samples = [sample for micro in first for sample in micro.samples[:ROWS_AGAIN]]

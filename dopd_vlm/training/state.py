@@ -31,6 +31,8 @@ class TrainState:
     """Samples the student's completions."""
     vocab_size: int
     """Softmax width: the smaller of the two heads, which may be padded differently."""
+    base: Policy | None = None
+    """The student as it was before the run; None where the method does not use it."""
     step: int = 0
     num_skipped: int = 0
     head_copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)

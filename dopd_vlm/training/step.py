@@ -6,7 +6,7 @@ backward, so that gradients only ever add up.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -22,12 +22,13 @@ from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.rollout.seeds import mixed_seed
 from dopd_vlm.rollout.weights import policy_weights
 from dopd_vlm.routed_loss import LossOutput, Student, Target, routed_loss
-from dopd_vlm.routing import Counts, Thresholds
+from dopd_vlm.routers import Limits
+from dopd_vlm.routing import Counts
 from dopd_vlm.training.metrics import batch_averages, batch_sums
 from dopd_vlm.training.noise import noise_metrics, routing_noise
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
-from dopd_vlm.training.targets import MicroBatch, batch_thresholds, score_targets
+from dopd_vlm.training.targets import MicroBatch, batch_limits, score_targets, with_routes
 from dopd_vlm.types import Rollout, Sample, Sampling
 
 
@@ -65,7 +66,7 @@ class StepOutput:
     metrics: dict[str, float]
     micro_batches: list[MicroBatch]
     losses: list[LossOutput]
-    thresholds: Thresholds | None
+    thresholds: Limits | None
 
 
 def train_step(
@@ -81,15 +82,25 @@ def train_step(
     features = StepFeatures()
     with clock.phase("rollout"):
         rollouts = roll_out(state, samples, features)
-    output = distil_step(state, samples, rollouts, clock, features)
+    scores = [] if score is None else _scores(state, samples, rollouts, score)
+    rewards = {id(r): s for r, s in zip(rollouts, scores, strict=False) if s is not None}
+    output = distil_step(state, samples, rollouts, clock, features, rewards)
     if score is not None:
-        per_sample = len(rollouts) // max(1, len(samples))
-        scores = [
-            score(completion_text(state.student, rollout), samples[i // per_sample].sample)
-            for i, rollout in enumerate(rollouts)
-        ]
         output.metrics.update(accuracy_of(state.accelerator, scores))
     return output
+
+
+def _scores(
+    state: TrainState,
+    samples: Sequence[EncodedSample],
+    rollouts: Sequence[Rollout],
+    score: Callable[[str, Sample], float | None],
+) -> list[float | None]:
+    per_sample = len(rollouts) // max(1, len(samples))
+    return [
+        score(completion_text(state.student, rollout), samples[i // per_sample].sample)
+        for i, rollout in enumerate(rollouts)
+    ]
 
 
 def accuracy_of(accelerator: Accelerator, scores: Sequence[float | None]) -> dict[str, float]:
@@ -110,23 +121,26 @@ def distil_step(
     rollouts: Sequence[Rollout],
     clock: Clock,
     features: StepFeatures | None = None,
+    rewards: Mapping[int, float] | None = None,
 ) -> StepOutput:
     """One optimizer step on given rollouts, `len(rollouts) / len(samples)` for each sample in order.
 
-    `features` holds what the rollouts made of the step's images, where they made anything.
+    `features` holds what the rollouts made of the step's images, where they made anything; `rewards` is
+    id of a rollout -> its reward, for a router that asks for them.
     The update depends on the union of the rollouts over processes, not on how they are spread.
     """
     features = features or StepFeatures()
     with clock.phase("score"):
         micro_batches = score_targets(state, samples, rollouts, features)
         features.keep_only(state.student)
-        limits = batch_thresholds(state, micro_batches)
+        limits = batch_limits(state, micro_batches)
         noise = routing_noise(state, micro_batches)
         counts = batch_counts(state, rollouts)
     if counts.num_sequences == 0:
         raise ValueError(
             f"step {state.step}: every row of the batch was skipped; see skipped.jsonl"
         )
+    micro_batches = with_routes(state, micro_batches, limits, rewards)
     with clock.phase("loss"):
         losses = _losses(state, micro_batches, limits, counts, features)
         with recomputing(state):
@@ -190,7 +204,7 @@ def batch_counts(state: TrainState, rollouts: Sequence[Rollout]) -> Counts:
 def _losses(
     state: TrainState,
     micro_batches: Sequence[MicroBatch],
-    limits: Thresholds | None,
+    limits: Limits | None,
     counts: Counts,
     features: StepFeatures,
 ) -> list[LossOutput]:
@@ -210,7 +224,7 @@ def _losses(
 def _backward(
     state: TrainState,
     micro: MicroBatch,
-    limits: Thresholds | None,
+    limits: Limits | None,
     counts: Counts,
     features: StepFeatures,
 ) -> LossOutput:
@@ -235,7 +249,7 @@ def recomputing(state: TrainState) -> Iterator[None]:
 def micro_batch_loss(
     state: TrainState,
     micro: MicroBatch,
-    limits: Thresholds | None,
+    limits: Limits | None,
     counts: Counts,
     features: StepFeatures | None = None,
 ) -> LossOutput:
@@ -258,6 +272,7 @@ def micro_batch_loss(
         batch.mask,
         state.method,
         thresholds=limits,
+        routing=micro.routing,
         num_sequences=counts,
         temperature=method.temperature,
         chunk_size=method.chunk_size,
@@ -290,7 +305,7 @@ def optimizer_step(state: TrainState) -> float:
     state.optimizer.step()
     state.scheduler.step()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.config.method.self_target == "ema" and state.self_target is not None:
+    if state.method.self_target == "ema" and state.self_target is not None:
         _update_average_(state.self_target.model, state.student.model, state.config.method.ema_rate)
     return float(norm)
 

@@ -78,8 +78,8 @@ def adjusted(
     *,
     self_target: SelfTarget | None = None,
     top_k: int | None = None,
-    support: Literal["target", "student"] = "target",
-    tail: Tail = "bucket",
+    support: Literal["target", "student"] | None = None,
+    tail: Tail | None = None,
     light_weight: float | None = None,
     weak_weight: float | None = None,
     reduction: Reduction = "sequence-mean",
@@ -89,7 +89,7 @@ def adjusted(
     Args:
         self_target: whose weights the self-target has; None keeps the table's.
         top_k: size of every top-K route's support; None keeps each.
-        support, tail: of every top-K route; see `Route`.
+        support, tail: of every top-K route; see `Route`. None keeps each.
         light_weight: beta_l, of the LH and HS tokens that a method by gap trains; None keeps it.
         weak_weight: beta_w, of its LL tokens; None keeps it.
         reduction: what the loss is a mean of.
@@ -98,7 +98,12 @@ def adjusted(
 
     def route_of(regime: Regime, route: Route) -> Route:
         if route.top_k:
-            route = replace(route, top_k=top_k or route.top_k, support=support, tail=tail)
+            route = replace(
+                route,
+                top_k=top_k or route.top_k,
+                support=support or route.support,
+                tail=tail or route.tail,
+            )
         weight = weights.get(regime) if method.by_gap and route.weight else None
         return route if weight is None else replace(route, weight=weight)
 
@@ -114,8 +119,11 @@ def adjusted(
 def configured_method(config: RunConfig) -> Method:
     """The table named in the config, with the config's choices where the paper leaves one."""
     settings = config.method
+    table = method(settings.name)
+    if config.rollout.sources is not None:
+        table = replace(table, completions=config.rollout.sources)
     return adjusted(
-        method(settings.name),
+        table,
         self_target=settings.self_target,
         top_k=settings.top_k,
         support=settings.support,

@@ -30,6 +30,7 @@ from dopd_vlm.tracking.tracker import Tracker, check_trackers, start_trackers, s
 from dopd_vlm.training.build import build_state, make_accelerator, run_folder
 from dopd_vlm.training.checkpoint import check_space, save_checkpoint
 from dopd_vlm.training.metrics import memory_metrics
+from dopd_vlm.training.samples import VIEWS as SAMPLE_VIEWS
 from dopd_vlm.training.samples import (
     BadRow,
     EncodedSample,
@@ -52,6 +53,8 @@ PROBE_SIZE = 64
 """Prompts of the privilege probe over all processes."""
 ALIVE_AT_LEAST = 0.5
 """routing/alive below which a run warns."""
+VIEWED_ROWS = 16
+"""Rows among which a good one is looked for to see which views there are."""
 LOGGED_SAMPLES = 4
 """Decoded completions kept at each checkpoint."""
 
@@ -106,7 +109,7 @@ def train(
     Raises ValueError before the first step for whatever a recipe can get wrong.
     """
     check_trackers(config.tracking)
-    check_method(config, has_scorer=score_answer is not None)
+    check_method(config, samples, has_scorer=score_answer is not None)
     accelerator = make_accelerator(config)
     set_seed(config.seed)
     console = console or Console()
@@ -129,7 +132,7 @@ def train(
     )
 
 
-def check_method(config: RunConfig, *, has_scorer: bool) -> None:
+def check_method(config: RunConfig, samples: Sequence[Sample], *, has_scorer: bool) -> None:
     """Raises ValueError for a method that asks for what the recipe lacks, before any model is loaded."""
     method = configured_method(config)
     if method.needs_reward and not has_scorer:
@@ -137,6 +140,24 @@ def check_method(config: RunConfig, *, has_scorer: bool) -> None:
             f"method.name={method.name!r} needs a reward for each completion, and there is no scorer: "
             "train on rows with an `answer`, by `dopd train`, or pass score_answer to train()"
         )
+    further = [view for view in method.views if view not in SAMPLE_VIEWS]
+    first = _first_good(samples) if further else None
+    known = [*SAMPLE_VIEWS, *first.views] if first else further
+    for view in further:
+        if view not in known:
+            raise ValueError(
+                f"method.name={method.name!r} needs the view {view!r}, which the rows lack; they have "
+                f"{', '.join(known)}: give each Sample views={{{view!r}: View(...)}}, or choose another method"
+            )
+
+
+def _first_good(samples: Sequence[Sample]) -> Sample | None:
+    for row in range(min(VIEWED_ROWS, len(samples))):
+        try:
+            return samples[row]
+        except ValueError:
+            continue  # it is counted and written down when its turn comes
+    return None
 
 
 def open_tracker(state: TrainState, run_dir: Path, console: Console) -> Tracker:

@@ -168,6 +168,8 @@ class Rollout:
     sampler_logp: "torch.Tensor"
     """fp32 [T], log-prob in nats of each token under the distribution that was sampled from."""
     finish_reason: Literal["stop", "length"]
+    source: "CompletionSource" = "student"
+    """Who wrote it; the student's alone count as its accuracy."""
     policy_version: int = 0
     """Optimizer steps behind the weights that it was sampled from."""
 
@@ -192,6 +194,21 @@ frozen); the student as it is; the student as it was before the run (with LoRA: 
 None gets a gradient. Each is a target of its own name too, under the view of the routes that use it."""
 TOKENS = "tokens"
 """The target with all its mass on the completion's own token; it costs no forward."""
+CompletionSource = Literal["student", "teacher", "answer"]
+SOURCES = ("student", "teacher", "answer")
+
+
+def check_completions(where: str, shares: Mapping[Any, float]) -> None:
+    """Raises ValueError unless `shares` gives known sources finite shares, none negative and some positive."""
+    for source in shares:
+        if source not in SOURCES:
+            raise unknown(f"{where}: source", source, SOURCES)
+    if not all(0 <= share < float("inf") for share in shares.values()) or not any(shares.values()):
+        raise ValueError(
+            f"{where}={dict(shares)!r}: shares must be >= 0 and finite, and one above 0"
+        )
+
+
 SelfTarget = Literal["live", "ema", "frozen"]
 Tail = Literal["bucket", "renormalise", "truncate"]
 Reduction = Literal["sequence-mean", "token-mean"]

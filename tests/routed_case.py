@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 
-from dopd_vlm.methods import Method
+from dopd_vlm.methods import METHODS, Method
 from dopd_vlm.routed_loss import Student, Target, routed_loss
 from dopd_vlm.routed_loss.head import as_head
 from dopd_vlm.types import Regime, Route
@@ -107,6 +107,20 @@ def small_k(table, k=5):
         r: replace(x, top_k=min(x.top_k, k) if x.top_k else None) for r, x in table.routes.items()
     }
     return replace(table, routes=routes)
+
+
+def of_two_targets(method):
+    """Whether the loss needs nothing but the two targets of a Case."""
+    own = {p for p, _ in method.scored_pairs} <= {"teacher", "self_target"}
+    return (
+        own
+        and not method.targets
+        and method.scored_pairs
+        and (method.by_gap or method.router == "uniform")
+    )
+
+
+DENSE_METHODS = sorted(name for name, method in METHODS.items() if of_two_targets(method))
 
 
 def one_route(**fields):

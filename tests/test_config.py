@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dopd_vlm.config import read_config, to_yaml
+from dopd_vlm.methods import configured_method
 from dopd_vlm.scripts.main import main
 from dopd_vlm.scripts.wiring.command_line import recipe_names
 
@@ -29,7 +30,7 @@ def test_the_paper_settings_are_in_the_recipes():
     for config in (vision, text):
         assert config.optim.learning_rate == 5e-6 and config.rollout.num_generations == 4
         assert config.method.name == "dopd" and config.method.self_target == "live"
-        assert config.method.top_k == 128 and config.method.trim == 0.05
+        assert configured_method(config).teacher_top_k == 128 and config.method.trim == 0.05
     assert text.chat.template_kwargs == {"enable_thinking": False}
 
 

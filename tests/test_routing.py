@@ -187,9 +187,9 @@ def test_methods_are_complete_tables(name):
     table = method(name)
     assert table.name == name
     assert set(table.routes) == set(Regime)
-    if not table.by_gap:
+    if table.router == "uniform":
         assert len(set(table.routes.values())) == 1
-    assert table.needs_teacher or table.needs_self_target
+    assert table.scored_pairs or name == "sft"
 
 
 def test_methods_of_the_paper():

@@ -22,7 +22,7 @@ from dopd_vlm.training.samples import encode_sample
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
 from dopd_vlm.training.targets import arranged
-from dopd_vlm.types import Regime, Rollout
+from dopd_vlm.types import Regime, Rollout, View
 
 UIDS = ("a", "bcd", "ef")
 LENGTHS = (3, 1, 5, 4, 2, 6)
@@ -53,18 +53,26 @@ def make_state(
         config=config, accelerator=Accelerator(cpu=True), student=student, teacher=teacher,
         self_target=student if chosen.needs_self_target else None, method=chosen, optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), engine=OwnEngine(student),
-        vocab_size=student.head.weight.shape[0],
+        vocab_size=student.head.weight.shape[0], base=student if same else make(2, dtype=torch.float64),
     )  # fmt: skip
 
 
 def make_samples(state: TrainState, *, context: str = "box 1 2 3", kind: str = "vl"):
     if kind == "text":
-        return [encode_sample(state, tiny.text_sample(uid, context=context)) for uid in UIDS]
+        texts = [tiny.text_sample(uid, context=context) for uid in UIDS]
+        return [encode_sample(state, with_views(s, state)) for s in texts]
     sizes = {} if context else {"privileged_size": (48, 32)}
     samples = [
         tiny.vl_sample(uid, seed=i * 2, context=context, **sizes) for i, uid in enumerate(UIDS)
     ]
-    return [encode_sample(state, s) for s in samples]
+    return [encode_sample(state, with_views(s, state)) for s in samples]
+
+
+def with_views(sample, state):
+    """The sample with every further view that the method asks for."""
+    names = set(state.method.views) - {"plain", "privileged"}
+    images = sample.plain.images
+    return replace(sample, views={n: View(images=images, context=f"{n} it is") for n in names})
 
 
 def make_rollouts(seed: int = 0) -> list[Rollout]:
@@ -124,11 +132,15 @@ def test_every_method_takes_a_step_and_moves_the_student_only(name, kind):
     )
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+MOVE_AT_EQUALITY = {"sft", "veto"}
+"""The first knows no other model, the second's target T s^beta is then sharper than both."""
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - MOVE_AT_EQUALITY))
 def test_loss_and_gradient_are_zero_when_models_and_views_coincide(name):
     state = make_state(name, same=True)
     samples = make_samples(state, context="")
-    samples = [replace(s, prompts={**s.prompts, "privileged": s.prompts["plain"]}) for s in samples]
+    samples = [replace(s, prompts=dict.fromkeys(s.prompts, s.prompts["plain"])) for s in samples]
     with pytest.warns(UserWarning, match="gap") if method(name).by_gap else _nothing():
         output = distil_step(state, samples, make_rollouts(), Clock())
     assert abs(output.metrics["loss"]) < 1e-12

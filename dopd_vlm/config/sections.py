@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from dopd_vlm.config.checks import above, at_least, require, require_each
-from dopd_vlm.types import Sampling
+from dopd_vlm.types import Sampling, check_completions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,9 @@ class RolloutConfig(Sampling):
     """Completions per prompt."""
     temperature: float = 1.0
     """Sampling temperature, above 0; the loss has its own."""
+    sources: dict[str, float] | None = None
+    """Shares of the rows whose completions the student, the teacher or the row's answer writes, as
+    {student: 0.5, answer: 0.5}; null keeps the method's own."""
     engine: str = "own"
     """Who samples: a name in dopd_vlm.rollout.engines.ENGINES."""
     batch_size: int = 64
@@ -102,6 +105,8 @@ class RolloutConfig(Sampling):
             super().__post_init__()
         except ValueError as error:
             raise ValueError(f"rollout.{error}") from error
+        if self.sources is not None:
+            check_completions("rollout.sources", self.sources)
         require_each(self, "rollout.", "batch_size", *at_least(1))
         require_each(self, "rollout.", "temperature", *above(0))
 
@@ -143,12 +148,13 @@ class MethodConfig:
     """beta_l, weight of LH and HS tokens where they are trained; null keeps the table's own (0.6)."""
     weak_weight: float | None = None
     """beta_w, weight of LL tokens where they are trained; null keeps the table's own (0.3)."""
-    top_k: int | None = 128
-    """Support size of the top-K divergences; null keeps the table's own."""
-    support: Literal["target", "student"] = "target"
-    """Whose K most probable tokens; the paper does not say."""
-    tail: Literal["bucket", "renormalise", "truncate"] = "bucket"
-    """The mass outside: one more outcome, none, or ignored, which is no distribution and pushes mass out."""
+    top_k: int | None = None
+    """Support size of the top-K divergences; null keeps the table's own (128 in the paper's)."""
+    support: Literal["target", "student"] | None = None
+    """Whose K most probable tokens; the paper does not say. Null keeps the table's own (target in the paper's)."""
+    tail: Literal["bucket", "renormalise", "truncate"] | None = None
+    """The mass outside: one more outcome, none, or ignored, which is no distribution and pushes mass out; null
+    keeps the table's own (bucket)."""
     temperature: float = 1.0
     """Softmax temperature inside the divergences."""
     head_precision: Literal["auto", "bfloat16", "tf32", "float32"] = "auto"

@@ -1,5 +1,19 @@
 """All built-in tables in one tuple."""
 
-from dopd_vlm.method_tables import paper
+from dopd_vlm.method_tables import (
+    adaptive,
+    contrast,
+    floors,
+    paper,
+    self_distillation,
+    standard,
+)
 
-METHODS = (*paper.METHODS,)
+METHODS = (
+    *paper.METHODS,
+    *standard.METHODS,
+    *self_distillation.METHODS,
+    *adaptive.METHODS,
+    *contrast.METHODS,
+    *floors.METHODS,
+)

@@ -51,7 +51,6 @@ METHODS = (
     uniform("opd_sampled", replace(VANILLA, top_k=None, support="sampled")),
     # Fig. 3.
     uniform("priv_s_to_s", SELF),
-    uniform("opsd", SELF),
     uniform("priv_t_to_s", PRIVILEGED_TEACHER),
     uniform("priv_t_to_priv_s", PRIVILEGED_TEACHER, student_view="privileged"),
     # Table 6: which tokens are trained on, and the same with one strategy for all of them.

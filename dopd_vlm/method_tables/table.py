@@ -10,7 +10,18 @@ from typing import Any
 
 from dopd_vlm import divergences, routers
 from dopd_vlm.errors import unknown
-from dopd_vlm.types import POLICIES, TOKENS, Reduction, Regime, Route, SelfTarget, Term, ViewName
+from dopd_vlm.types import (
+    POLICIES,
+    TOKENS,
+    CompletionSource,
+    Reduction,
+    Regime,
+    Route,
+    SelfTarget,
+    Term,
+    ViewName,
+    check_completions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +42,13 @@ class Method:
     """Which copy of the student is the self-target: the paper's live one, an average, the first."""
     router: str = "gap"
     """A name in dopd_vlm.routers.ROUTERS: what decides each token's regime and weight."""
+    completions: Mapping[CompletionSource, float] = field(default_factory=lambda: {"student": 1.0})
+    """Who writes them, in which shares of the rows: student, teacher, or the row's answer."""
     reduction: Reduction = "sequence-mean"
     """What the loss is a mean of; see `routing.token_weights`."""
 
     def __post_init__(self) -> None:
+        check_completions(f"method {self.name!r}: completions", self.completions)
         missing = [regime.name for regime in Regime if regime not in self.routes]
         if missing:
             raise ValueError(f"method {self.name!r} has no route for {', '.join(missing)}")
@@ -88,8 +102,9 @@ class Method:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the teacher must score the completions."""
-        return any(policy == "teacher" for policy, _ in self.scored_pairs)
+        """Whether the teacher must score or write completions."""
+        writes = self.completions.get("teacher", 0.0) > 0.0
+        return writes or any(policy == "teacher" for policy, _ in self.scored_pairs)
 
     @property
     def needs_self_target(self) -> bool:

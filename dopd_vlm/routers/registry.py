@@ -2,8 +2,10 @@
 
 from dopd_vlm import plugins
 from dopd_vlm.errors import unknown
+from dopd_vlm.routers import adaptive
 from dopd_vlm.routers.gap import GAP
 from dopd_vlm.routers.router import Router, Routing, Scores, everywhere
+from dopd_vlm.routers.visual import VISUAL
 
 
 def _uniform(scores: Scores, limits: None) -> Routing:
@@ -12,7 +14,7 @@ def _uniform(scores: Scores, limits: None) -> Routing:
 
 UNIFORM = Router(name="uniform", route=_uniform)
 
-ROUTERS: dict[str, Router] = {one.name: one for one in (GAP, UNIFORM)}
+ROUTERS: dict[str, Router] = {one.name: one for one in (GAP, UNIFORM, VISUAL, *adaptive.ROUTERS)}
 
 
 def register(router: Router) -> Router:

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +24,7 @@ from dopd_vlm.rollout.weights import policy_weights
 from dopd_vlm.routed_loss import LossOutput, Student, Target, routed_loss
 from dopd_vlm.routers import Limits
 from dopd_vlm.routing import Counts
+from dopd_vlm.training.completions import completions
 from dopd_vlm.training.metrics import batch_averages, batch_sums
 from dopd_vlm.training.noise import noise_metrics, routing_noise
 from dopd_vlm.training.samples import EncodedSample
@@ -86,7 +87,8 @@ def train_step(
     rewards = {id(r): s for r, s in zip(rollouts, scores, strict=False) if s is not None}
     output = distil_step(state, samples, rollouts, clock, features, rewards)
     if score is not None:
-        output.metrics.update(accuracy_of(state.accelerator, scores))
+        own = [s for s, r in zip(scores, rollouts, strict=True) if r.source == "student"]
+        output.metrics.update(accuracy_of(state.accelerator, own))
     return output
 
 
@@ -99,6 +101,8 @@ def _scores(
     per_sample = len(rollouts) // max(1, len(samples))
     return [
         score(completion_text(state.student, rollout), samples[i // per_sample].sample)
+        if rollout.source == "student"
+        else None
         for i, rollout in enumerate(rollouts)
     ]
 
@@ -164,8 +168,7 @@ def roll_out(
     """Completions of a training step, seeded by run, step, row and sample: never by process or batch."""
     rollout = state.config.rollout
     seed = mixed_seed(state.config.seed, rollout.seed, state.step)
-    prompts = [replace(sample.prompts["plain"], number=sample.place) for sample in samples]
-    return sample_completions(state, prompts, rollout.sampling(seed=seed), features)
+    return completions(state, samples, rollout.sampling(seed=seed), features)
 
 
 def sample_completions(

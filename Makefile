@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 
-.PHONY: install install-dev demo demo-text demo-llm test test-slow test-lmms test-exports compare-harnesses lint bench gpu-check clean
+.PHONY: install install-dev demo demo-text demo-llm test test-slow test-lmms test-exports test-vllm compare-harnesses lint bench gpu-check clean
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
@@ -55,6 +55,10 @@ test-slow: install-dev
 # lmms-eval, in an environment of its own in ~/.cache/dopd_vlm, has our accuracy on the same questions.
 test-lmms: install
 	$(BIN)/python scripts/checks/lmms.py
+
+# vLLM (for CPUs) in an environment of its own: every version's samples scored again, and a run that trains there.
+test-vllm: install
+	$(BIN)/python scripts/checks/vllm.py
 
 # Our answers in the files of bfcl-eval and VLMEvalKit, scored by these programs.
 test-exports: install

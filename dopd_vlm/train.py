@@ -124,7 +124,7 @@ def train(
     tracker = open_tracker(state, run_dir, console)
     accelerator.wait_for_everyone()  # all have read what the folder holds before anyone adds to it
     loop = Loop(state, samples, tracker, evaluate, score_answer)
-    with tracker.view, interruptible() as stop, closing(loop.stream):
+    with tracker.view, interruptible() as stop, closing(loop.stream), closing(state.engine):
         interrupted = loop.run(stop)
     stop_trackers(accelerator)
     return TrainResult(

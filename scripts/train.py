@@ -182,6 +182,7 @@ def run(config: RunConfig, console: Console) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from dopd_vlm.distributed import process_state
+    from dopd_vlm.rollout.engine import EngineError
     from dopd_vlm.scripts.wiring.evaluation import Evaluation
     from dopd_vlm.scripts.wiring.row_check import check_rows, load_reader, notes, record
     from dopd_vlm.scripts.wiring.samples import (
@@ -210,7 +211,7 @@ def run(config: RunConfig, console: Console) -> int:
             config, samples, evaluate=evaluation, score_answer=score_answer, console=console,
             recipe=recipe, rows=record(check, reader is not None, evaluation.left_out),
         )  # fmt: skip
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, EngineError) as error:
         console.print(f"stopped: {error}", style="red", markup=False)
         return 1
     if process_state().is_main_process:

@@ -4,6 +4,7 @@ import re
 import runpy
 from pathlib import Path
 
+import fake_vllm
 import pytest
 import torch
 from test_encode import encoded, policy_and_samples
@@ -15,13 +16,15 @@ from dopd_vlm.rollout.weights import policy_weights
 from dopd_vlm.types import Sampling
 
 PAGE = Path(engines.__file__).parent / "ADD_AN_ENGINE.md"
-NAMES = ["own", "shortest"]
+NAMES = ["own", "shortest", "vllm"]
 
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch, tmp_path):
-    """The page's engine beside the built-in ones, for one test."""
-    monkeypatch.setattr(engines, "ENGINES", {"own": engines.open_own})
+    """The page's engine beside the built-in ones, for one test; a stand-in is in vLLM's place."""
+    fake_vllm.install(monkeypatch)
+    built_in = {"own": engines.open_own, "vllm": engines.open_in_process}
+    monkeypatch.setattr(engines, "ENGINES", built_in)
     (code,) = re.findall(r"(?ms)^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"))
     (tmp_path / "my_engine.py").write_text(code)
     runpy.run_path(str(tmp_path / "my_engine.py"))
@@ -32,6 +35,8 @@ every_engine = pytest.mark.parametrize("name", NAMES)
 
 def opened(name, kind="text"):
     policy, samples = policy_and_samples(kind)
+    if name == "vllm":
+        policy.model.to(torch.float32)
     return open_engine(RolloutConfig(engine=name), policy), encoded(policy, samples), policy
 
 

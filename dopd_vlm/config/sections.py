@@ -98,7 +98,9 @@ class RolloutConfig(Sampling):
     engine: str = "own"
     """Who samples: a name in dopd_vlm.rollout.engines.ENGINES."""
     batch_size: int = 64
-    """Prompts generated at once, per process (own engine)."""
+    """Prompts generated at once, per process."""
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of vllm.LLM, e.g. {gpu_memory_utilization: 0.3, max_model_len: 4096}."""
 
     def __post_init__(self) -> None:
         try:
@@ -109,6 +111,12 @@ class RolloutConfig(Sampling):
             check_completions("rollout.sources", self.sources)
         require_each(self, "rollout.", "batch_size", *at_least(1))
         require_each(self, "rollout.", "temperature", *above(0))
+        require(
+            self.engine != "own" or not self.engine_options,
+            "rollout.engine_options",
+            self.engine_options,
+            "only with an engine that has some, as rollout.engine=vllm",
+        )
 
     def sampling(self, **changes: Any) -> Sampling:
         """The settings of a draw alone, with `changes`."""

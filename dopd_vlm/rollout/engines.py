@@ -20,7 +20,14 @@ def open_own(config: RolloutConfig, policy: Policy, autocast: Autocast) -> Rollo
     return OwnEngine(policy, batch_size=config.batch_size, autocast=autocast)
 
 
-ENGINES: dict[str, OpenEngine] = {"own": open_own}
+def open_in_process(config: RolloutConfig, policy: Policy, autocast: Autocast) -> RolloutEngine:
+    """vLLM in this process; what it needs is imported here."""
+    from dopd_vlm.rollout.vllm import open_vllm
+
+    return open_vllm(config, policy, autocast)
+
+
+ENGINES: dict[str, OpenEngine] = {"own": open_own, "vllm": open_in_process}
 """Values of `rollout.engine`."""
 
 

@@ -179,7 +179,9 @@ def sample_completions(
 ) -> list[Rollout]:
     """Completions by the student as it is now."""
     engine = current_engine(state)
-    return engine.generate(prompts, sampling, version=state.step, features=features)
+    rollouts = engine.generate(prompts, sampling, version=state.step, features=features)
+    engine.rest()
+    return rollouts
 
 
 def current_engine(state: TrainState) -> RolloutEngine:

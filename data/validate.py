@@ -88,7 +88,7 @@ def validate(
         try:
             held = _held(row)
             known = held & set(type_names())
-            choices = _shown(row, known) if annotations is None else annotations
+            choices = _choices_of(row, known) if annotations is None else annotations
             sample = make_sample(row, choices, coords="pixel")
             problem = model_problem(sample)
             if problem:
@@ -104,7 +104,7 @@ def validate(
     return counts.report(len(rows))
 
 
-def _shown(row: Mapping[str, Any], known: set[str]) -> list[AnnotationChoice]:
+def _choices_of(row: Mapping[str, Any], known: set[str]) -> list[AnnotationChoice]:
     """Types in every form they have; nothing is drawn where the teacher has images of its own."""
     can_draw = row.get("teacher_images") is None
     return [

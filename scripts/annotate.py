@@ -86,7 +86,7 @@ def _run(
         show = _printer() if not console.is_terminal else None
 
         def on_progress(counts: Counts) -> None:
-            text = _counted(counts, options.price)
+            text = _describe(counts, options.price)
             bar.update(shown, completed=counts.finished, counts=text)
             if show:
                 show(f"{counts.finished}/{counts.num_rows} rows  {text}")
@@ -106,7 +106,7 @@ def _printer() -> Callable[[str], None]:
     return show
 
 
-def _counted(counts: Counts, price: tuple[float, float] | None) -> str:
+def _describe(counts: Counts, price: tuple[float, float] | None) -> str:
     tokens = f"{counts.prompt_tokens:,} + {counts.completion_tokens:,} tokens"
     text = f"{counts.num_requests} replies, {counts.num_repeats} repeats, {tokens}"
     if price is None:
@@ -120,7 +120,7 @@ def _report(options: argparse.Namespace, outcome: Outcome, console: Console) -> 
     lines = [
         f"{outcome.kept} rows kept, {num_dropped} dropped, {outcome.pending} still to ask",
         *(f"  dropped, {reason}: {count}" for reason, count in sorted(outcome.dropped.items())),
-        f"this run: {_counted(outcome.progress, options.price)}",
+        f"this run: {_describe(outcome.progress, options.price)}",
         f"in {options.out}: metadata.jsonl, {DROPPED} (a reason per row), {REPLIES}",
     ]
     if outcome.stopped:

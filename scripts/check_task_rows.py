@@ -142,11 +142,11 @@ def _first(allowed: Sequence[Any]) -> Any:
     """The first allowed value; an object, alone or in a list, names what each of its keys allows."""
     value = next((one for one in allowed if one != ""), "")
     if isinstance(value, list):
-        return [_chosen(one) for one in value]
-    return _chosen(value)
+        return [_first_choices(one) for one in value]
+    return _first_choices(value)
 
 
-def _chosen(value: Any) -> Any:
+def _first_choices(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     given = {key: [one for one in inner if one != ""] for key, inner in value.items()}

@@ -150,11 +150,11 @@ def run_lm_eval(options: argparse.Namespace, console: Console) -> None:
     except ImportError as error:
         raise ValueError(str(error)) from error
     from dopd_vlm.scripts.wiring.evaluate_tasks import generation_options
-    from dopd_vlm.scripts.wiring.samples import listed, local_path
+    from dopd_vlm.scripts.wiring.samples import local_path, split_names
 
     results = run_tasks(
         load_lm(local_path(options.checkpoint), options.batch_size, options.template_kwargs),
-        listed(options.tasks),
+        split_names(options.tasks),
         include_path=options.include_path,
         limit=options.limit,
         num_fewshot=options.num_fewshot,

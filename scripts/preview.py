@@ -144,7 +144,7 @@ def _page(options: argparse.Namespace) -> tuple[str, tuple[int, int]]:
         subject.rows, subject.annotations, coords=subject.coords, resize=resize
     )
     if processor is not None and subject.model is not None:
-        samples, unreadable = _readable(samples, subject.model, subject.template)
+        samples, unreadable = _split_unreadable(samples, subject.model, subject.template)
         skipped += unreadable
     prompts = [
         rendered(sample, processor, subject.template, subject.template_kwargs)
@@ -165,7 +165,7 @@ def _page(options: argparse.Namespace) -> tuple[str, tuple[int, int]]:
     return page, (len(samples), len(skipped))
 
 
-def _readable(
+def _split_unreadable(
     samples: Sequence[Sample], model: str, template: PromptTemplate
 ) -> tuple[list[Sample], list[Skipped]]:
     """The samples that the model can take, and why it cannot take each other one."""

@@ -162,10 +162,10 @@ def show_prompts(sample: Sample, config: RunConfig, console: Console) -> None:
     for view in ("plain", "privileged"):
         console.rule(f"{view}: {sample.uid}")
         for message in pair.view(view):
-            console.print(f"{message['role']}: {readable(message['content'])}", markup=False)
+            console.print(f"{message['role']}: {to_text(message['content'])}", markup=False)
 
 
-def readable(content: str | list[dict[str, Any]]) -> str:
+def to_text(content: str | list[dict[str, Any]]) -> str:
     """A turn's content as text."""
     if isinstance(content, str):
         return content

@@ -23,7 +23,7 @@ from PIL import Image
 
 from dopd_vlm.data.annotate.outcomes import Task
 from dopd_vlm.data.annotate.pipeline import annotate
-from dopd_vlm.data.annotate.replies import BadReplyError, json_in, reply_schema, written_value
+from dopd_vlm.data.annotate.replies import BadReplyError, find_json, read_annotation, reply_schema
 from dopd_vlm.data.coords import Frame
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.validate import validate
@@ -547,7 +547,7 @@ FRAME = Frame(family="qwen3", size=(200, 100))
 def test_any_reply_is_a_value_or_a_bad_reply(text) -> None:
     for kind in ("boxes", "hints"):
         try:
-            value = written_value(kind, text, "stop", frames=(FRAME,), answer="2", choices=None)
+            value = read_annotation(kind, text, "stop", frames=(FRAME,), answer="2", choices=None)
         except BadReplyError as error:
             assert str(error).partition(":")[0] in (
                 "no JSON",
@@ -562,8 +562,8 @@ def test_any_reply_is_a_value_or_a_bad_reply(text) -> None:
 
 def test_a_reply_with_two_values_is_not_guessed_at() -> None:
     with pytest.raises(BadReplyError, match="more than one value"):
-        json_in(f"{BOXES} or rather {BOXES}")
-    assert json_in(f"{BOXES} [see above]") == json.loads(BOXES)
+        find_json(f"{BOXES} or rather {BOXES}")
+    assert find_json(f"{BOXES} [see above]") == json.loads(BOXES)
 
 
 def test_the_form_goes_along_as_a_schema_where_that_is_asked_for(folder) -> None:
@@ -595,7 +595,7 @@ def test_what_a_schema_lets_through_is_of_the_form(boxes, lines) -> None:
     for kind, found in (("boxes", boxes[:40]), ("hints", lines)):
         jsonschema.validate(found, reply_schema(kind, "write", 1))
         try:
-            value = written_value(
+            value = read_annotation(
                 kind, json.dumps(found), "stop", frames=(FRAME,), answer="2", choices=None
             )
         except BadReplyError as error:

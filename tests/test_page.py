@@ -9,12 +9,12 @@ import tiny
 from browser import open_page
 
 from dopd_vlm.eval.results import page as page_module
-from dopd_vlm.eval.results.examples import KINDS, changed_samples, shown_samples, verdict_of
+from dopd_vlm.eval.results.examples import KINDS, changed_samples, choose_examples, verdict_of
 from dopd_vlm.eval.results.figures import category_figures, difference_figure, score_figure
 from dopd_vlm.eval.results.page import (
+    choose_samples,
     comparison_page,
     samples_data,
-    shown,
     write_comparison,
     write_report,
 )
@@ -60,13 +60,13 @@ def samples() -> list:
 
 def test_the_kinds_of_what_is_wrong_come_in_turn() -> None:
     more = [record("a"), record("b", accuracy=0.5), *records()[1:]]
-    found = shown_samples("t", more, samples(), None, 4).examples
+    found = choose_examples("t", more, samples(), None, 4).examples
     assert [one.verdict for one in found] == ["cut", "unread", "wrong", "partly right"]
     assert found[1].images == samples()[2].plain.images and found[1].gold == "2"
-    right = shown("t", [records()[0]], samples())
+    right = choose_samples("t", [records()[0]], samples())
     assert [one.verdict for one in right.examples] == ["right"]
     counts = {"cut": 1, "unread": 1, "wrong": 1, "right": 1}
-    assert shown("t", records(), samples()).counts == counts
+    assert choose_samples("t", records(), samples()).counts == counts
     failed = record("a", finish_reason="error", filter="failed: status 500", filtered_resps=[None])
     assert verdict_of(failed) == "failed" and verdict_of(record("a", text=" ")) == "empty"
     assert verdict_of(record("a", filter="error: ValueError: no gold")) == "scorer error"
@@ -77,7 +77,7 @@ def test_the_kinds_of_what_is_wrong_come_in_turn() -> None:
 def test_the_report_in_a_browser(tmp_path: Path, width: int) -> None:
     found = [results(), results("privileged", ("a", "b", "c"))]
     path = write_report(
-        tmp_path, found, {("task_one", "plain"): shown("task_one", records(), samples())}
+        tmp_path, found, {("task_one", "plain"): choose_samples("task_one", records(), samples())}
     )
     with open_page(path, width=width) as opened:
         page = opened.page
@@ -123,7 +123,7 @@ def test_samples_are_filtered_and_searched(tmp_path: Path) -> None:
         dataclasses.replace(s, source={"kind": "odd" if i % 2 else "even"})
         for i, s in enumerate(samples())
     ]
-    part = shown("task_one", records(), tagged, "kind")
+    part = choose_samples("task_one", records(), tagged, "kind")
     path = write_report(tmp_path, [results()], {("task_one", "plain"): part})
     with open_page(path) as opened:
         page = opened.page
@@ -151,7 +151,7 @@ def test_many_samples_come_twenty_at_a_time_and_images_end_with_the_room(
 ) -> None:
     many = [tiny.vl_sample(f"row{i}", seed=i) for i in range(45)]
     lines = [{**record("a"), "uid": s.uid, "doc_id": i} for i, s in enumerate(many)]
-    part = shown("task_one", lines, many)
+    part = choose_samples("task_one", lines, many)
     whole = samples_data(part.examples)
     assert len(whole["images"]) == 45
     monkeypatch.setattr(page_module, "IMAGE_CHARACTERS", len(whole["images"][0]))

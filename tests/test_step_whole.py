@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dopd_vlm.config import ModelConfig
 from dopd_vlm.models.encoder import pad_prompts
-from dopd_vlm.models.forward import extend, prefill
+from dopd_vlm.models.forward import extend_, prefill
 from dopd_vlm.models.image_features import image_inputs
 from dopd_vlm.training import step
 from dopd_vlm.training.build import build_state, make_accelerator, run_folder
@@ -139,7 +139,7 @@ def test_tokens_in_several_steps_are_those_in_one(kind):
     prefix, parts = prefill(policy, inputs), []
     for start, end in ((0, 3), (3, 4), (4, 7)):
         part = ids[:, start:end]
-        hidden, prefix = extend(policy, prefix, part, torch.ones_like(part))
+        hidden, prefix = extend_(policy, prefix, part, torch.ones_like(part))
         parts.append(hidden)
     for row, (prompt, completion) in enumerate(zip(prompts, ids, strict=True)):
         alone = by_the_model(policy, prompt, completion)[1:]

@@ -9,7 +9,7 @@ from typing import Any
 from ..coords import Frame, check_family
 from ..questions import Question, read_question
 from ..rows import Row
-from .replies import BadReplyError, verdict, written_value
+from .replies import BadReplyError, read_annotation, read_verdict
 from .reply_log import Record
 from .requests import WORDINGS
 
@@ -71,7 +71,7 @@ class Accepted:
     value: Any
 
 
-def standing(
+def state_of(
     kind: str, replies: Sequence[Record], question: Question, attempts: int
 ) -> Needed | Dropped | Accepted:
     """What a row's replies of one kind come to: a pure function, whenever it is asked."""
@@ -85,10 +85,12 @@ def standing(
         last = bad[-1] if bad else None
         return Needed(step=step, attempt=len(bad), value=value, bad=last)
 
-    value, bad = _first_usable(of_step("write"), lambda r: _written(kind, r, question))
+    value, bad = _first_usable(of_step("write"), lambda r: _read_written(kind, r, question))
     if value is None:
         return missing("write", bad, None)
-    judged, bad = _first_usable(of_step("check"), lambda r: verdict(r["text"], r["finish_reason"]))
+    judged, bad = _first_usable(
+        of_step("check"), lambda r: read_verdict(r["text"], r["finish_reason"])
+    )
     if judged is None:
         return missing("check", bad, value)
     good, why = judged
@@ -137,12 +139,12 @@ def _digestible(value: Any) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _written(kind: str, record: Record, question: Question) -> Any:
+def _read_written(kind: str, record: Record, question: Question) -> Any:
     frames = [
         Frame(family=family, size=tuple(size), resized=tuple(resized))
         for family, size, resized in record["frames"]
     ]
-    return written_value(
+    return read_annotation(
         kind,
         record["text"],
         record["finish_reason"],

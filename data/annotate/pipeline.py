@@ -28,19 +28,19 @@ from .outcomes import (
     Task,
     question_of,
     row_digest,
-    standing,
+    state_of,
 )
-from .replies import described, reply_schema
+from .replies import describe, reply_schema
 from .reply_log import Record, RepliesFile
 from .requests import (
     CHECK,
     PLACES,
     REPAIR,
     WORDINGS,
-    Asked,
-    asked,
+    ShownRow,
     check_request,
     repair_turns,
+    show_row,
     write_request,
 )
 
@@ -153,11 +153,11 @@ class _Run:
         except ValueError:
             return  # of_row finds it again
         for kind in self.task.kinds:
-            while isinstance(state := self._standing(uid, digest, kind, question), Needed):
+            while isinstance(state := self._state_of(uid, digest, kind, question), Needed):
                 if shown is None:
                     try:
                         shown = await asyncio.to_thread(
-                            asked, row, self.task.coords, self.task.max_pixels
+                            show_row, row, self.task.coords, self.task.max_pixels
                         )
                     except ValueError as error:
                         self.bad_rows[uid] = f"row: {error}"
@@ -168,11 +168,11 @@ class _Run:
             if isinstance(state, Dropped):
                 return
 
-    def _standing(
+    def _state_of(
         self, uid: str, digest: str, kind: str, question: Question
     ) -> Needed | Dropped | Accepted:
         replies = [record for record in self.replies.of(uid) if record["row"] == digest]
-        return standing(kind, replies, question, self.task.attempts)
+        return state_of(kind, replies, question, self.task.attempts)
 
     def of_row(self, row: Row) -> dict[str, Any] | Dropped | None:
         """{kind: value} of a finished row, why it is dropped, or None while something is missing."""
@@ -184,7 +184,7 @@ class _Run:
         except ValueError as error:
             return Dropped(kind="", step="", reason=f"row: {error}")
         for kind in self.task.kinds:
-            state = self._standing(uid, row_digest(row), kind, question)
+            state = self._state_of(uid, row_digest(row), kind, question)
             if isinstance(state, Dropped):
                 return state
             if isinstance(state, Needed):
@@ -192,12 +192,12 @@ class _Run:
             answers[kind] = state.value
         return answers
 
-    async def _ask(self, client: Client, kind: str, state: Needed, shown: Asked) -> Record:
+    async def _ask(self, client: Client, kind: str, state: Needed, shown: ShownRow) -> Record:
         """One request, as the record that is kept."""
         if state.step == "write":
             messages = write_request(kind, shown)
         else:
-            annotation = described(kind, state.value, shown.frames)
+            annotation = describe(kind, state.value, shown.frames)
             messages = check_request(kind, shown, annotation)
         if state.bad is not None:
             messages += repair_turns(*state.bad)
@@ -211,7 +211,7 @@ class _Run:
         self._count(reply)
         return {**head, **vars(reply)}
 
-    def _fields(self, kind: str, step: str, shown: Asked) -> dict[str, Any]:
+    def _fields(self, kind: str, step: str, shown: ShownRow) -> dict[str, Any]:
         """What the request says beside its messages."""
         if not self.task.json_schema:
             return {}
@@ -255,7 +255,7 @@ def _write(run: _Run, out: Path, stopped: str) -> Outcome:
             outcomes = run.of_row(row)
             if isinstance(outcomes, dict):
                 try:
-                    annotated = _annotated(row, outcomes, run.endpoint.model)
+                    annotated = _add_annotations(row, outcomes, run.endpoint.model)
                     root = row["origin"]["root"]
                     good.write(to_line(with_files(annotated, f"{number:07d}", out, root)))
                     kept += 1
@@ -272,7 +272,7 @@ def _write(run: _Run, out: Path, stopped: str) -> Outcome:
     )
 
 
-def _annotated(row: Row, values: Mapping[str, Any], model: str) -> Row:
+def _add_annotations(row: Row, values: Mapping[str, Any], model: str) -> Row:
     """The row with the new annotations; those of other kinds stay."""
     held = as_object(row.get("annotations"), "annotations")
     meta = as_object(row.get("meta"), "meta")

@@ -1,6 +1,6 @@
-"""A model's reply -> the value of an annotation, or why it is none.
+"""A model's reply -> the value of an annotation, or the reason why it cannot be used.
 
-Nothing is guessed: a reply that is not wholly of the asked form is bad, and the reason is kept.
+Nothing is guessed: a reply that does not have exactly the requested form is rejected with a reason.
 """
 
 import json
@@ -15,15 +15,15 @@ from ..coords import Frame, decode
 
 MAX_QUOTED = 160
 MAX_LINES, MAX_BOXES, MAX_LETTERS = 8, 40, 400
-"""What a schema lets a reply hold: without bounds a weak model that repeats itself never closes."""
+"""Limits in the JSON schema: without them a weak model repeats itself and never closes the list."""
 DECODER = json.JSONDecoder()
 
 
 class BadReplyError(ValueError):
-    """The reply cannot be used; the message begins with a word that classes it."""
+    """The reply cannot be used; the first word of the message is the kind of fault."""
 
 
-def written_value(
+def read_annotation(
     kind: str,
     text: str,
     finish_reason: str,
@@ -32,11 +32,11 @@ def written_value(
     answer: str,
     choices: Mapping[str, str] | None,
 ) -> Any:
-    """The value for `row["annotations"][kind]` in a first-pass reply.
+    """Reads a first-pass reply: the value for `row["annotations"][kind]`.
 
     Args:
-        frames: of each image: the family in which the model was asked to write places, and the
-            size of the row's image; places come back in its pixels.
+        frames: one per image: the coordinate family the model was asked to write in, and the
+            image's size; the returned places are in its pixels.
         answer: what hints and summaries must not disclose.
 
     Raises:
@@ -44,8 +44,8 @@ def written_value(
     """
     if finish_reason == "length":
         raise BadReplyError("cut: the reply reached max_tokens")
-    found = json_in(text)
-    value = _boxes(found, frames) if kind == "boxes" else _lines(found)
+    reply = find_json(text)
+    value = _boxes(reply, frames) if kind == "boxes" else _lines(reply)
     if not value:
         raise BadReplyError("empty: the model found nothing to annotate")
     checked = annotation_type(kind)
@@ -62,9 +62,9 @@ def written_value(
 
 
 def reply_schema(kind: str, step: str, num_images: int) -> dict[str, Any]:
-    """The form of a pass's reply as a JSON schema, for endpoints that can hold a model to one.
+    """JSON schema of a pass's reply, for endpoints that can enforce one.
 
-    Only the form: numbers may still lie outside the image, and hints may still tell the answer.
+    It covers the form only: numbers may still lie outside the image, hints may still give the answer.
     """
     words = {"type": "string", "minLength": 1, "maxLength": MAX_LETTERS}
     if step == "check":
@@ -86,25 +86,25 @@ def _object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def verdict(text: str, finish_reason: str) -> tuple[bool, str]:
+def read_verdict(text: str, finish_reason: str) -> tuple[bool, str]:
     """(whether the annotation is good, why) in a second-pass reply.
 
     Raises:
-        BadReplyError: the reply is no verdict.
+        BadReplyError: the reply has no verdict.
     """
     if finish_reason == "length":
         raise BadReplyError("cut: the reply reached max_tokens")
-    reply = json_in(text)
+    reply = find_json(text)
     if not isinstance(reply, Mapping) or not isinstance(reply.get("good"), bool):
         raise BadReplyError(f'form: need {{"good": true or false}}, got {_quoted(text)}')
     return reply["good"], str(reply.get("reason") or "")
 
 
-def json_in(text: str) -> Any:
-    """The JSON list or object in a reply, which a code fence or words may stand around.
+def find_json(text: str) -> Any:
+    """The JSON list or object in a reply; a code fence or words around it are ignored.
 
     Raises:
-        BadReplyError: there is none, it is cut off, or there are two.
+        BadReplyError: the reply has no JSON value, an unfinished one, or several.
     """
     bare = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     start = re.search(r"[\[{]", bare)
@@ -156,8 +156,8 @@ def _lines(value: Any) -> list[str]:
     return [line.strip() for line in value if line.strip()]
 
 
-def described(kind: str, value: Any, frames: Sequence[Frame]) -> str:
-    """The value as the second pass sees it, places as the first pass wrote them."""
+def describe(kind: str, value: Any, frames: Sequence[Frame]) -> str:
+    """The value as text for the second pass; places in the coordinates of the first pass."""
     if kind != "boxes":
         return "\n".join(value)
     boxes = Boxes().parse(value, [frame.size for frame in frames])

@@ -115,7 +115,7 @@ WORDINGS: dict[str, Wording] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ShownRow:
     """A row as it is shown to the annotating model."""
 
     question: Question
@@ -124,7 +124,7 @@ class Asked:
     urls: tuple[str, ...]
 
 
-def asked(row: Mapping[str, Any], coords: str, max_pixels: int) -> Asked:
+def show_row(row: Mapping[str, Any], coords: str, max_pixels: int) -> ShownRow:
     """The row's question and images.
 
     Args:
@@ -140,9 +140,9 @@ def asked(row: Mapping[str, Any], coords: str, max_pixels: int) -> Asked:
     if not isinstance(sources, Sequence) or isinstance(sources, str):
         raise ValueError(f"images must be a list of images, got {type(sources).__name__}")
     images = [load_image(source, root=root) for source in sources]
-    sent = [_resized(image, max_pixels) for image in images]
+    sent = [_resize(image, max_pixels) for image in images]
     family = "qwen2_5" if coords == "pixel" else coords
-    return Asked(
+    return ShownRow(
         question=read_question(row, len(images)),
         frames=tuple(
             Frame(family=family, size=image.size, resized=shown.size)
@@ -152,15 +152,15 @@ def asked(row: Mapping[str, Any], coords: str, max_pixels: int) -> Asked:
     )
 
 
-def write_request(kind: str, row: Asked) -> list[Message]:
+def write_request(kind: str, row: ShownRow) -> list[Message]:
     """The first pass: write the annotation."""
-    return _turn(_filled(WORDINGS[kind].write, row, {}), row.urls)
+    return _turn(_fill(WORDINGS[kind].write, row, {}), row.urls)
 
 
-def check_request(kind: str, row: Asked, annotation: str) -> list[Message]:
+def check_request(kind: str, row: ShownRow, annotation: str) -> list[Message]:
     """The second pass: judge it."""
     template = CHECK.replace("{criteria}", WORDINGS[kind].criteria)
-    return _turn(_filled(template, row, {"annotation": annotation}), row.urls)
+    return _turn(_fill(template, row, {"annotation": annotation}), row.urls)
 
 
 def repair_turns(text: str, reason: str) -> list[Message]:
@@ -169,7 +169,7 @@ def repair_turns(text: str, reason: str) -> list[Message]:
     return [{"role": "assistant", "content": text}, {"role": "user", "content": asked_again}]
 
 
-def _filled(template: str, row: Asked, more: Mapping[str, str]) -> str:
+def _fill(template: str, row: ShownRow, more: Mapping[str, str]) -> str:
     """The wording with its fields filled in one pass: what a row says is never filled itself."""
     answer, choices = row.question.answer, row.question.choices or {}
     if answer in choices:
@@ -213,7 +213,7 @@ def _turn(text: str, urls: Sequence[str]) -> list[Message]:
     return [{"role": "user", "content": [*blocks, {"type": "text", "text": text}]}]
 
 
-def _resized(image: Image.Image, max_pixels: int) -> Image.Image:
+def _resize(image: Image.Image, max_pixels: int) -> Image.Image:
     from qwen_vl_utils.vision_process import smart_resize  # here: it imports torch
 
     height, width = smart_resize(

@@ -100,16 +100,16 @@ def random_items(
     ]
 
 
-def placed(
+def place_items(
     generator: np.random.Generator,
     items: Sequence[Item],
     fits: Callable[[Sequence[Item]], bool],
 ) -> tuple[Item, ...]:
     """The items at random places inside the image, hardly over each other, such that `fits`."""
     while True:
-        items_placed = _placed_once(generator, items)
-        if items_placed is not None and fits(items_placed):
-            return tuple(items_placed)
+        placed = _try_to_place(generator, items)
+        if placed is not None and fits(placed):
+            return tuple(placed)
 
 
 def render(
@@ -137,18 +137,18 @@ def render(
     return image, masks
 
 
-def _placed_once(generator: np.random.Generator, items: Sequence[Item]) -> list[Item] | None:
-    items_placed: list[Item] = []
+def _try_to_place(generator: np.random.Generator, items: Sequence[Item]) -> list[Item] | None:
+    placed: list[Item] = []
     for item in items:
         for x, y in generator.random((TRIES, 2)):
             moved = _moved(item, x, y)
             if all(_overlap(moved.footprint, other.footprint) <= LARGEST_OVERLAP * (not item.tag)
-                   for other in items_placed):  # fmt: skip
-                items_placed.append(moved)
+                   for other in placed):  # fmt: skip
+                placed.append(moved)
                 break
         else:
             return None
-    return items_placed
+    return placed
 
 
 def _moved(item: Item, x: float, y: float) -> Item:

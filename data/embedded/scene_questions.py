@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .scene_images import CROWDS, SIZE, Item, placed, random_items
+from .scene_images import CROWDS, SIZE, Item, place_items, random_items
 from .sprites import Sprite, sprites
 
 MARGIN = 10
@@ -72,7 +72,7 @@ def _which(generator: np.random.Generator, split: str, slot: int) -> Puzzle:
         first, second = (items_in[index].centre[axis] for index in order(items_in)[:2])
         return abs(first - second) >= MARGIN
 
-    scene = placed(generator, items, fits)
+    scene = place_items(generator, items, fits)
     labels = [scene[index].label for index in order(scene)]
     choices, answer = _lettered(generator, labels[0], labels[1:], slot)
     return Puzzle(
@@ -96,7 +96,7 @@ def _count(generator: np.random.Generator, split: str, slot: int) -> Puzzle:
     copies = [rival] * int(generator.integers(3))
     items = random_items(generator, [target] * count + copies + others, CROWDS[split])
     generator.shuffle(items)  # type: ignore[arg-type]
-    scene = placed(generator, items, lambda _: True)
+    scene = place_items(generator, items, lambda _: True)
     asked = tuple(i for i, item in enumerate(scene) if item.look.sprite == target)
     return Puzzle(
         kind="count", items=scene, asked=asked, answer=str(count),
@@ -121,7 +121,7 @@ def _where(generator: np.random.Generator, split: str, slot: int) -> Puzzle:
         is_far = min(abs(offset) for offset in offsets) >= MARGIN
         return is_far and quarter == 2 * (offsets[1] > 0) + (offsets[0] > 0)
 
-    scene = placed(generator, items, fits)
+    scene = place_items(generator, items, fits)
     right = QUARTERS[quarter]
     others = [name for name in QUARTERS if name != right]
     choices, answer = _lettered(generator, right, others, slot + slot // 4)
@@ -148,7 +148,7 @@ def _relation(generator: np.random.Generator, split: str, slot: int) -> Puzzle:
         offset = [b - a for a, b in zip(items_in[other].centre, items_in[one].centre, strict=True)]
         return sign * offset[axis] >= max(3 * MARGIN, SLANT * abs(offset[1 - axis]))
 
-    scene = placed(generator, items, fits)
+    scene = place_items(generator, items, fits)
     others = [name for name in DIRECTIONS if name != right]
     choices, answer = _lettered(generator, right, others, slot + slot // 4)
     a, b = scene[one].label, scene[other].label
@@ -170,7 +170,7 @@ def _text(generator: np.random.Generator, split: str, slot: int) -> Puzzle:
     tags = generator.permutation([a + b for a in TAG_LETTERS for b in TAG_DIGITS])
     tagged = [replace(item, tag=str(tag)) for item, tag in zip(items, tags, strict=False)]
     target, *others = (int(index) for index in generator.permutation(len(items))[:4])
-    scene = placed(generator, tagged, lambda _: True)
+    scene = place_items(generator, tagged, lambda _: True)
     choices, answer = _lettered(
         generator, scene[target].tag, [scene[index].tag for index in others], slot
     )

@@ -41,7 +41,7 @@ class ParquetTable:
             ValueError: a file that is no readable Parquet.
         """
         self._paths = paths
-        self._files = files = [_opened(path) for path in paths]
+        self._files = files = [_open(path) for path in paths]
         self._groups = [(file, n) for file in files for n in range(file.num_row_groups)]
         self._starts = [0]
         for file, number in self._groups:
@@ -136,7 +136,7 @@ def parquet_table(paths: Sequence[Path]) -> Table:
     return table if table.largest_group <= MAX_GROUP_BYTES else _converted(paths)
 
 
-def _opened(path: Path) -> pq.ParquetFile:
+def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:

@@ -39,12 +39,12 @@ def completion_hidden(policy: Policy, batch: Batch, features: StepFeatures | Non
 
 
 def _shared(policy: Policy, batch: Batch, prompts: dict[str, Any]) -> Tensor:
-    prefix = select(prefill(policy, prompts), batch.owner)
+    prefix = select_(prefill(policy, prompts), batch.owner)
     first = prefix.last_hidden[:, None]
     if batch.mask.shape[1] == 1:
         return first
     # Nothing is predicted from the last token.
-    rest, _ = extend(policy, prefix, batch.completion_ids[:, :-1], batch.mask[:, :-1])
+    rest, _ = extend_(policy, prefix, batch.completion_ids[:, :-1], batch.mask[:, :-1])
     return torch.cat([first, rest], dim=1)
 
 
@@ -71,7 +71,7 @@ class Prefix:
     """KV cache and positions of B sequences."""
 
     cache: Cache
-    """Keys and values; `extend` adds to it in place."""
+    """Keys and values; `extend_` adds to it in place."""
     mask: Tensor
     """int64 [B, tokens so far], 0 at padding."""
     next_position: Tensor
@@ -101,8 +101,11 @@ def prefill(policy: Policy, prompts: Mapping[str, Any]) -> Prefix:
     )
 
 
-def select(prefix: Prefix, rows: Tensor) -> Prefix:
-    """The prefix of the sequences `rows`, int64 [B]: repeated, reordered or fewer of them."""
+def select_(prefix: Prefix, rows: Tensor) -> Prefix:
+    """The prefix of the sequences `rows`, int64 [B]: repeated, reordered or fewer of them.
+
+    The given prefix's cache is changed in place: use the returned prefix from here on.
+    """
     for layer in plain_layers(prefix.cache):
         layer.batch_select_indices(rows)
     return Prefix(
@@ -113,10 +116,11 @@ def select(prefix: Prefix, rows: Tensor) -> Prefix:
     )
 
 
-def extend(policy: Policy, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[Tensor, Prefix]:
+def extend_(policy: Policy, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[Tensor, Prefix]:
     """Hidden states [B, T, H] of the next tokens ids [B, T], and the prefix that includes them.
 
-    `mask` [B, T] is 0 at padding behind the last token. The given prefix is used up.
+    `mask` [B, T] is 0 at padding after the last token. The given prefix's cache grows in place: use the
+    returned prefix from here on.
     """
     offset = torch.arange(ids.shape[1], device=ids.device)
     positions = prefix.next_position[:, None] + offset
@@ -198,7 +202,7 @@ class RoomyLayer(DynamicLayer):
         self.lazy_initialization(keys, values)
         self._room = room
         self._length = keys.shape[-2]
-        self._buffers = (_with_room(keys, room), _with_room(values, room))
+        self._buffers = (_make_room(keys, room), _make_room(values, room))
         self._show()
 
     def _show(self) -> tuple[Tensor, Tensor]:
@@ -214,7 +218,7 @@ class RoomyLayer(DynamicLayer):
         keys, values = self._buffers
         if self._length > keys.shape[-2]:
             room = key_states.shape[-2] + self._room
-            self._buffers = (_with_room(keys, room), _with_room(values, room))
+            self._buffers = (_make_room(keys, room), _make_room(values, room))
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[..., start : self._length, :] = states
         return self._show()
@@ -226,9 +230,9 @@ class RoomyLayer(DynamicLayer):
         self._show()
 
 
-def with_room(prefix: Prefix, rows: Tensor, room: int) -> Prefix:
-    """`select`, and buffers that get room for `room` more tokens whenever they are full; no gradient."""
-    selected = select(prefix, rows)
+def add_room_(prefix: Prefix, rows: Tensor, room: int) -> Prefix:
+    """`select_`, and buffers that grow by `room` tokens whenever they are full; no gradient."""
+    selected = select_(prefix, rows)
     roomy = []
     for layer in plain_layers(selected.cache):
         assert layer.keys is not None and layer.values is not None
@@ -242,7 +246,7 @@ def plain_layers(cache: Cache) -> list[DynamicLayer]:
     return [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
 
 
-def _with_room(states: Tensor, room: int) -> Tensor:
+def _make_room(states: Tensor, room: int) -> Tensor:
     size, heads, length, width = states.shape
     buffer = states.new_empty(size, heads, length + room, width)
     buffer[..., :length, :] = states

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from dopd_vlm.models.encoder import EncodedPrompt, pad_prompts
-from dopd_vlm.models.forward import Prefix, can_share, extend, prefill, select, with_room
+from dopd_vlm.models.forward import Prefix, add_room_, can_share, extend_, prefill, select_
 from dopd_vlm.models.image_features import StepFeatures, image_inputs
 from dopd_vlm.models.policy import Policy, output_head
 from dopd_vlm.rollout.engine import Weights, check_version
@@ -222,7 +222,7 @@ def _prefix(
     padded = pad_prompts(listed, pad_id=policy.pad_id)
     inputs = {name: tensor.to(policy.device) for name, tensor in padded.items()}
     prefix = prefill(policy, {**inputs, **image_inputs(policy, listed, features)})
-    return with_room(prefix, owner.to(policy.device), room) if is_shared else prefix
+    return add_room_(prefix, owner.to(policy.device), room) if is_shared else prefix
 
 
 def _decode(
@@ -255,12 +255,12 @@ def _decode(
             if len(going) == 0:
                 break
             if len(going) <= KEPT_SHARE * len(alive) and can_share(policy):
-                prefix, alive = select(prefix, going), alive[going]
+                prefix, alive = select_(prefix, going), alive[going]
                 token, has_ended = token[going], has_ended[going]
                 if sampler.penalties is not None:
                     sampler.penalties.select_(going)
         ones = torch.ones_like(token)[:, None]
-        hidden, prefix = extend(policy, prefix, token[:, None], ones)
+        hidden, prefix = extend_(policy, prefix, token[:, None], ones)
         hidden = hidden[:, -1]
     return ids, logp
 

@@ -76,7 +76,7 @@ function_tests: prompt, tests and entry point. tests: LiveCodeBench's. arrangeme
 programs. calls: id, functions and ground truth. grid: a logic grid. livebench: a whole row."""
 
 
-def _joined(raw: Any) -> str:
+def _join_turns(raw: Any) -> str:
     return "\n\n".join(map(str, raw)) if isinstance(raw, list) else str(raw)
 
 
@@ -98,7 +98,7 @@ def dialogue(raw: Any) -> list[dict[str, str]]:
 
 
 QUESTION_FORMS: dict[str, Callable[[Any], str]] = {
-    "plain": _joined,
+    "plain": _join_turns,
     "first_turn": _first_turn,
     "dialogue": lambda raw: dialogue(raw)[-1]["content"],
     "grid": grid_question,

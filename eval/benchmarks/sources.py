@@ -59,7 +59,7 @@ def _from_files(task: Benchmark, folder: Path) -> list[Row]:
     names = {name: match[1] for name, match in matches.items() if match}
     if not names:
         raise ValueError(f"{folder} holds no file named {task.files}")
-    tables = [_joined(folder / name, _answer_path(task, folder, name)) for name in names]
+    tables = [_join_answers(folder / name, _answer_path(task, folder, name)) for name in names]
     return _in_turn(list(names.values()), tables)
 
 
@@ -68,7 +68,7 @@ def _answer_path(task: Benchmark, folder: Path, name: str) -> Path | None:
     return path if task.answer_files and path.is_file() else None
 
 
-def _joined(path: Path, answers: Path | None) -> list[Row]:
+def _join_answers(path: Path, answers: Path | None) -> list[Row]:
     by_id = {row["id"]: row for row in _lines(answers)} if answers else {}
     return [
         {"ground_truth": None, **row, **by_id.get(row["id"], {}), "origin": {"file": str(path)}}

@@ -11,7 +11,7 @@ from dopd_vlm.types import Sampling
 
 from .endpoint import Ask
 from .generators import Completion, Generate
-from .records import finished, stored
+from .records import completions_of, to_record
 from .requests import Request
 from .store import SampleStore
 
@@ -63,7 +63,7 @@ def complete_all(
     Prompts go by size, the longest first: memory runs out at once or never, the time left is not
     promised too short, and no long answer starts last.
     """
-    done = finished(store.finished()) if store else {}
+    done = completions_of(store.finished()) if store else {}
     done = {one.key: done[one.key] for one in requests if one.key in done}
     order = sorted(requests, key=lambda r: (-_size(r), r.doc_id, r.sample_idx))
     bar = Bar(progress, title, len(requests))
@@ -72,7 +72,7 @@ def complete_all(
     def keep(pairs: Sequence[tuple[Request, Completion]]) -> None:
         done.update({request.key: completion for request, completion in pairs})
         if store is not None:
-            store.append([stored(request, completion) for request, completion in pairs])
+            store.append([to_record(request, completion) for request, completion in pairs])
         bar.advance([completion for _, completion in pairs])
 
     if source.ask is not None:

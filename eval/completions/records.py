@@ -22,7 +22,7 @@ class Rates:
     failed: float
 
 
-def stored(request: Request, completion: Completion) -> Record:
+def to_record(request: Request, completion: Completion) -> Record:
     """The line of a completion before it is scored."""
     return {
         "key": request.key,
@@ -39,7 +39,7 @@ def stored(request: Request, completion: Completion) -> Record:
     }
 
 
-def finished(records: Mapping[str, Record]) -> dict[str, Completion]:
+def completions_of(records: Mapping[str, Record]) -> dict[str, Completion]:
     """Key -> completion of the stored lines; failed requests are left out, to be asked again."""
     return {
         key: Completion(
@@ -64,7 +64,7 @@ def scored(
         "answer_type": sample.answer_type,
     }
     return {
-        **stored(request, completion),
+        **to_record(request, completion),
         "view": view,
         "doc": doc,
         "target": sample.answer,

@@ -50,13 +50,13 @@ def score_calls(text: str, sample: Sample) -> Score:
         return unread("unclosed_think")
     calls, rule = read_calls(answer)
     if gold["category"].endswith("irrelevance"):
-        return Score(correct=float(not calls), extracted=_shown(calls), rule=rule or "no_call")
+        return Score(correct=float(not calls), extracted=_to_json(calls), rule=rule or "no_call")
     if calls is None:
         return unread()
     if gold["category"].endswith("relevance"):
-        return Score(correct=float(bool(calls)), extracted=_shown(calls), rule=rule)
+        return Score(correct=float(bool(calls)), extracted=_to_json(calls), rule=rule)
     fault = _fault(calls, gold)
-    return Score(correct=float(not fault), extracted=_shown(calls), rule=fault or rule)
+    return Score(correct=float(not fault), extracted=_to_json(calls), rule=fault or rule)
 
 
 def read_calls(text: str) -> tuple[list[Call] | None, str]:
@@ -231,7 +231,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _shown(calls: Sequence[Call] | None) -> str:
+def _to_json(calls: Sequence[Call] | None) -> str:
     return json.dumps(
         [{call.name: call.arguments} for call in calls or ()], ensure_ascii=False, default=str
     )

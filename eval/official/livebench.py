@@ -16,7 +16,7 @@ from ..scoring.answers import Score, final_answer, unread
 from ..scoring.math import score_math
 from ..scoring.programs import cases_gold, score_tests
 from .ifeval import instruction_score
-from .livebench_rules import RULES, marked
+from .livebench_rules import RULES, find_marked
 
 CODE_TASKS = ("LCB_generation", "coding_completion")
 MATHEMATICS = "AMPS_Hard"
@@ -41,7 +41,7 @@ def score_livebench(text: str, sample: Sample) -> Score:
     correct = _correctness(task, answer, gold) if answer.strip() else None
     if correct is None:
         return unread()
-    return Score(correct=correct, extracted=marked(answer) or answer.strip()[-200:], rule=task)
+    return Score(correct=correct, extracted=find_marked(answer) or answer.strip()[-200:], rule=task)
 
 
 def livebench_gold(raw: Mapping[str, Any]) -> str:
@@ -60,7 +60,7 @@ def livebench_gold(raw: Mapping[str, Any]) -> str:
         if not raw.get("instruction_id_list"):
             raise ValueError(f"a question of {task!r} has no instruction_id_list")
         gold["instructions"] = list(raw["instruction_id_list"])
-        gold["arguments"] = [_given(one) for one in raw["kwargs"]]
+        gold["arguments"] = [_set_arguments(one) for one in raw["kwargs"]]
     else:
         gold |= _truth(task, raw)
     return json.dumps(gold, ensure_ascii=False)
@@ -76,7 +76,7 @@ def _truth(task: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"ground_truth": truth, "release": str(raw["livebench_release_date"])[:10], **question}
 
 
-def _given(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+def _set_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in (arguments or {}).items() if value is not None}
 
 

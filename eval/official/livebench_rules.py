@@ -24,7 +24,7 @@ Rule = Callable[[str, Gold], float | None]
 """(completion without thinking, gold) -> correctness, None when no answer was found."""
 
 
-def marked(text: str) -> str | None:
+def find_marked(text: str) -> str | None:
     """The last of <solution>X</solution>, \\boxed{X} and **X**, in this order of preference."""
     return _solution(text) or _bold(text)
 
@@ -42,13 +42,13 @@ def _bold(text: str) -> str | None:
     return matches[-1].strip() if matches else None
 
 
-def _listed(text: str) -> list[str]:
+def _split_list(text: str) -> list[str]:
     return [normal(part) for part in text.split(",") if part.strip()]
 
 
 def _truthfulness(text: str, gold: Gold) -> float | None:
     """Web of lies: yes, no and unknown: those marked, the last bold ones, or a plain list."""
-    wanted = _listed(gold["ground_truth"])
+    wanted = _split_list(gold["ground_truth"])
     word = r"\b(?:yes|no|unknown)\b"
     solution = _solution(text)
     if solution is not None:
@@ -121,7 +121,7 @@ def _contest(text: str, gold: Gold) -> float | None:
         answer = last_number(declared_answer(text)[0] or "")
         return None if answer is None else float(value_of(answer) == value_of(truth))
     repeated = re.findall(r"([A-F])\1{3}", text)
-    answer = repeated[-1] if repeated else (marked(text) or "").strip("()")
+    answer = repeated[-1] if repeated else (find_marked(text) or "").strip("()")
     if re.fullmatch(r"([A-F])\1*", answer):
         return float(answer[0] == truth)
     value = _option_value(gold["question"], truth)
@@ -193,7 +193,7 @@ def _groups(words: Sequence[str]) -> set[frozenset[str]]:
 def _column_type(text: str, gold: Gold) -> float | None:
     """The marked class, else the last line, letters and digits only."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return float(_squeezed(marked(text) or lines[-1]) == _squeezed(gold["ground_truth"]))
+    return float(_squeezed(find_marked(text) or lines[-1]) == _squeezed(gold["ground_truth"]))
 
 
 def _table_join(text: str, gold: Gold) -> float | None:

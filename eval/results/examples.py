@@ -68,7 +68,7 @@ class Shown:
     """Verdict -> completions of it."""
 
 
-def shown_samples(
+def choose_examples(
     task: str,
     records: Sequence[Record],
     samples: Sequence[Sample],

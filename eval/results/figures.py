@@ -166,7 +166,7 @@ def _references(results: Sequence[Results], tasks: Sequence[str]) -> list[dict[s
 
 def _categories(views: Sequence[Results]) -> Figure:
     labels = list(dict.fromkeys(label for one in views for label in one.categories))
-    names = [_named(label, views) for label in labels]
+    names = [_label_with_size(label, views) for label in labels]
     data = [
         {
             "type": "bar",
@@ -194,7 +194,7 @@ def _categories(views: Sequence[Results]) -> Figure:
     )
 
 
-def _named(label: str, results: Sequence[Results]) -> str:
+def _label_with_size(label: str, results: Sequence[Results]) -> str:
     sizes = {one.category_n[label] for one in results if label in one.category_n}
     return f"{label} (n = {max(sizes)})" if sizes else label
 

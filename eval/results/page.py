@@ -14,7 +14,7 @@ from dopd_vlm.run_folder import flatten
 from dopd_vlm.types import Sample
 
 from ..completions.store import Record
-from .examples import KINDS, Answer, Example, Shown, shown_samples
+from .examples import KINDS, Answer, Example, Shown, choose_examples
 from .figures import category_figures, difference_figure, gap_figures, score_figure
 from .results import Results
 from .tables import (
@@ -39,11 +39,11 @@ LONGEST_TEXT = 3000
 """Characters of a prompt or answer on the page."""
 
 
-def shown(
+def choose_samples(
     task: str, records: Sequence[Record], samples: Sequence[Sample], category: str | None = None
 ) -> Shown:
     """The samples of an evaluation's lines that its page holds."""
-    return shown_samples(task, records, samples, category, EXAMPLES)
+    return choose_examples(task, records, samples, category, EXAMPLES)
 
 
 def write_report(
@@ -135,8 +135,8 @@ def samples_data(examples: Sequence[Example]) -> dict[str, Any]:
             "uid": one.uid,
             "category": one.category,
             "verdict": one.verdict,
-            "prompt": _cut(one.prompt),
-            "gold": _cut(one.gold, 300),
+            "prompt": _shorten(one.prompt),
+            "gold": _shorten(one.gold, 300),
             "images": [place_of(image) for image in one.images],
             "answers": list(map(_answer, one.answers)),
         }
@@ -148,9 +148,9 @@ def samples_data(examples: Sequence[Example]) -> dict[str, Any]:
 def _answer(answer: Answer) -> dict[str, Any]:
     return {
         "verdict": answer.verdict,
-        "text": _cut(answer.text),
-        "read": None if answer.extracted is None else _cut(answer.extracted, 300),
-        "rule": _cut(answer.rule, 300),
+        "text": _shorten(answer.text),
+        "read": None if answer.extracted is None else _shorten(answer.extracted, 300),
+        "rule": _shorten(answer.rule, 300),
         "score": answer.score,
         "tokens": answer.num_tokens,
     }
@@ -202,7 +202,7 @@ def _settings(results: Results) -> dict[str, str]:
     }
 
 
-def _cut(text: str, longest: int = LONGEST_TEXT) -> str:
+def _shorten(text: str, longest: int = LONGEST_TEXT) -> str:
     if len(text) <= longest:
         return text
     half = longest // 2

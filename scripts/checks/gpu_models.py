@@ -61,7 +61,7 @@ def make_run(
         optimizer=optimizer, scheduler=get_constant_schedule(optimizer),
         vocab_size=len(student.head.weight),  # type: ignore[arg-type]
     )  # fmt: skip
-    return state, [drawn_sample(place, is_small) for place in range(prompts)]
+    return state, [draw_sample(place, is_small) for place in range(prompts)]
 
 
 def random_policy(
@@ -105,7 +105,7 @@ def shrunk(config: Any) -> Qwen3VLConfig:
     return Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
 
 
-def drawn_sample(place: int, is_small: bool) -> EncodedSample:
+def draw_sample(place: int, is_small: bool) -> EncodedSample:
     """Drawn ids around one image; the privileged view has some more of them."""
     side, words = (4, 12) if is_small else (32, 512)
     gen = torch.Generator().manual_seed(place)

@@ -28,13 +28,13 @@ from dopd_vlm.eval.harness import evaluate
 from dopd_vlm.eval.results import tables as report
 from dopd_vlm.eval.results.examples import Example, Shown, changed_samples
 from dopd_vlm.eval.results.merge import check_folder, with_earlier
-from dopd_vlm.eval.results.page import EXAMPLES, shown, write_report
+from dopd_vlm.eval.results.page import EXAMPLES, choose_samples, write_report
 from dopd_vlm.eval.results.results import Results, write_results
 from dopd_vlm.jsonl import read_lines
 from dopd_vlm.models.chat import render
 from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.prompts import build_prompts
-from dopd_vlm.scripts.wiring.samples import listed, local_path, task_samples
+from dopd_vlm.scripts.wiring.samples import local_path, split_names, task_samples
 from dopd_vlm.types import Sample, ViewName
 
 TEXT_SUITES = ("paper_llm",)
@@ -100,25 +100,25 @@ def _add_task(
     try:
         samples = task_samples(task, options, progress.console)
     except ValueError as error:
-        findings.problems.append(_named(task, error))
+        findings.problems.append(_name_task(task, error))
         return True
-    for view in listed(options.view):
+    for view in split_names(options.view):
         try:
             result = evaluate_one(model, task, samples, view, options, progress, judge)
         except ValueError as error:
-            findings.problems.append(_named(task, error))
+            findings.problems.append(_name_task(task, error))
             # An endpoint that refuses one task refuses all, and of several processes the others
             # are still in this task.
             return isinstance(model, Policy) and process_state().num_processes == 1
         findings.results.append(result)
         if result.samples_path is not None and process_state().is_main_process:
-            findings.examples[result.name, view] = shown(
+            findings.examples[result.name, view] = choose_samples(
                 task.name, read_lines(result.samples_path), samples, task.category
             )
     return True
 
 
-def _named(task: Benchmark, error: ValueError) -> str:
+def _name_task(task: Benchmark, error: ValueError) -> str:
     text = str(error)
     return f"- {text}" if repr(task.name) in text else f"- task {task.name!r}: {text}"
 
@@ -221,10 +221,10 @@ def show_prompts(
         for number, image in enumerate(sample.view(view).images, start=1):
             console.print(f"image {number}: {image.width} x {image.height}", markup=False)
         messages = build_prompts(sample, task.prompts).view(view)
-        console.print(_readable(model, messages, options.template_kwargs), markup=False)
+        console.print(_prompt_text(model, messages, options.template_kwargs), markup=False)
 
 
-def _readable(
+def _prompt_text(
     model: Policy | Endpoint,
     messages: list[dict[str, Any]],
     template_kwargs: Mapping[str, Any] | None,
@@ -238,7 +238,7 @@ def task_names(tasks: str, suite: str | None) -> list[str]:
     """The named tasks and those of the suite, each once."""
     if suite is not None and suite not in SUITES:
         raise unknown("suite", suite, SUITES)
-    return list(dict.fromkeys([*listed(tasks), *(SUITES[suite] if suite else ())]))
+    return list(dict.fromkeys([*split_names(tasks), *(SUITES[suite] if suite else ())]))
 
 
 def generation_options(options: argparse.Namespace) -> Mapping[str, Any]:
@@ -258,7 +258,7 @@ def finish(findings: Findings, out: Path | None, console: Console) -> None:
     for one in results:
         if one.samples_path is not None and (one.name, one.view) not in findings.examples:
             records = read_lines(out / one.samples_path)
-            findings.examples[one.name, one.view] = shown(one.name, records, [])
+            findings.examples[one.name, one.view] = choose_samples(one.name, records, [])
     write_results(results, out)
     (out / "report.md").write_text(report.markdown(results), encoding="utf-8")
     try:

@@ -145,8 +145,8 @@ def record(check: RowCheck, is_read: bool, left_out: Mapping[str, int]) -> dict[
 
 def notes(check: RowCheck, model: str) -> Iterator[str]:
     """Lines for the user: rows left out, answers that cannot count, words that the model cannot read."""
-    yield from listed("row(s) cannot be used", check.problems)
-    yield from listed(
+    yield from list_reasons("row(s) cannot be used", check.problems)
+    yield from list_reasons(
         "answer(s) cannot be scored: these rows train and are left out of the accuracy",
         check.unscorable,
     )
@@ -160,7 +160,7 @@ def unknown_words(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
 
 
-def listed(what: str, reasons: Sequence[str]) -> Iterator[str]:
+def list_reasons(what: str, reasons: Sequence[str]) -> Iterator[str]:
     """A count, and the first reasons."""
     if not reasons:
         return

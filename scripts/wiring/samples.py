@@ -183,7 +183,9 @@ def say_left_out(task: str, problems: Sequence[str], console: Console) -> None:
 
 def task_samples(task: Benchmark, options: argparse.Namespace, console: Console) -> list[Sample]:
     """The task's questions; rows that make none are counted and the first ones shown."""
-    annotations = annotation_choices(listed(options.annotations or "")) or list(task.annotations)
+    annotations = annotation_choices(split_names(options.annotations or "")) or list(
+        task.annotations
+    )
     source = options.rows and options.rows.replace("{task}", task.name)
     converted = convert(task, task_rows(task, source), options.limit)
     pool, samples, problems = ImagePool(), [], list(converted.problems)
@@ -238,6 +240,6 @@ def annotation_choices(names: Sequence[str]) -> list[AnnotationChoice]:
     return [(name, form) if form else name for name, _, form in pairs]
 
 
-def listed(text: str) -> list[str]:
+def split_names(text: str) -> list[str]:
     """The parts of a comma-separated option."""
     return [part.strip() for part in text.split(",") if part.strip()]

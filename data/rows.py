@@ -1,7 +1,9 @@
 """Raw rows from disk, the hub or memory, each knowing its file, line and image folder.
 
 A row is a dict as data/README.md describes it. `read_rows` adds `origin`: `{"file", "line",
-"root"}`, and `uid` where there is none. Unknown columns stay; they can reach the teacher only.
+"root"}`, and `uid` where there is none. A line that is no row, and a row whose uid an earlier one has,
+is a bad row: `origin` has a `problem`, which `make_sample` refuses it with. Unknown columns stay; they
+can reach the teacher only.
 Files are read row by row when a row is asked for, so a set may be larger than memory.
 """
 
@@ -33,9 +35,16 @@ class Rows(Sequence[Row]):
     """Rows made one at a time from a table, so that a large one stays on disk; so do slices."""
 
     def __init__(
-        self, table: Table, name: str, root: str | None, positions: Sequence[int] | None = None
+        self,
+        table: Table,
+        name: str,
+        root: str | None,
+        positions: Sequence[int] | None = None,
+        doubles: Mapping[int, int] | None = None,
     ) -> None:
+        """`doubles`: position -> that of the earlier row with the same uid."""
         self._table, self._name, self._root = table, name, root
+        self._doubles = doubles or {}
         self._positions = range(len(table)) if positions is None else positions
 
     def __len__(self) -> int:
@@ -47,11 +56,22 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: slice) -> "Rows": ...
     def __getitem__(self, index: int | slice) -> "Row | Rows":
         if isinstance(index, slice):
-            return Rows(self._table, self._name, self._root, self._positions[index])
+            chosen = self._positions[index]
+            return Rows(self._table, self._name, self._root, chosen, self._doubles)
         position = self._positions[index]
-        row = _renamed(self._table[position])
-        uid = uid_at(row.get("uid"), position, self._name)
         origin = {"file": self._name, "line": self._table.line(position), "root": self._root}
+        try:
+            row = _renamed(self._table[position])
+        except ValueError as error:
+            row = {}
+            origin["problem"] = str(error)
+        uid = uid_at(row.get("uid"), position, self._name)
+        if position in self._doubles:
+            line = self._table.line(self._doubles[position])
+            origin["problem"] = (
+                f"line {line} has the uid {uid!r} too, and is kept; uids must differ (leave the column "
+                "out to get them from the position)"
+            )
         return {**row, "uid": uid, "origin": origin}
 
     def __iter__(self) -> Iterator[Row]:
@@ -79,7 +99,7 @@ def read_rows(
         A sequence; what lies on the disk stays there and rows are made when asked for.
 
     Raises:
-        ValueError: no such source or split, a broken line (with its number), a uid held twice.
+        ValueError: no such source or split, a file that cannot be read at all.
     """
     if not isinstance(source, str | Path):
         if hasattr(source, "column_names"):
@@ -109,8 +129,21 @@ def uid_at(uid: Any, position: int, name: str) -> str:
     return str(uid)
 
 
-def check_unique(uids: Callable[[], Iterable[Any]], name: str) -> None:
-    """ValueError for a uid held twice, naming both places.
+def sound_rows(source: str | Path) -> Iterator[Row]:
+    """The rows of a file in another program's format, which is turned as a whole or not at all.
+
+    Raises:
+        ValueError: at the first bad row, with file and line.
+    """
+    for row in read_rows(source):
+        origin = row["origin"]
+        if "problem" in origin:
+            raise ValueError(f"{origin['file']} line {origin['line']}: {origin['problem']}")
+        yield row
+
+
+def doubled_uids(uids: Callable[[], Iterable[Any]], name: str) -> dict[int, int]:
+    """Position of each row whose uid an earlier row has -> position of that row.
 
     Args:
         uids: gives all uids in order, each time it is called; a second time only on suspicion.
@@ -119,15 +152,14 @@ def check_unique(uids: Callable[[], Iterable[Any]], name: str) -> None:
     order = np.sort(hashes)
     twice = set(order[1:][order[1:] == order[:-1]].tolist())
     seen: dict[str, int] = {}
+    doubles: dict[int, int] = {}
     for index, uid in enumerate(uids() if twice else ()):
         text = uid_at(uid, index, name)
         if text in seen:
-            raise ValueError(
-                f"{name}: rows {seen[text] + 1} and {index + 1} both have the uid {text!r}; "
-                "uids must differ (leave the column out to get them from the position)"
-            )
-        if hash(text) in twice:
+            doubles[index] = seen[text]
+        elif hash(text) in twice:
             seen[text] = index
+    return doubles
 
 
 class _Listed:
@@ -145,7 +177,7 @@ class _Listed:
     def line(self, position: int) -> int:
         return position + 1
 
-    def heads(self) -> Iterator[Row]:
+    def heads(self) -> Iterator[Row | None]:
         return iter(self._rows)
 
 
@@ -203,12 +235,13 @@ def _from_table(table: Any, name: str, split: str | None, root: str | Path | Non
 
 def _from(table: Table, name: str, split: str | None, root: str | Path | None) -> Rows:
     """Rows over a table, of one split of it when one is named."""
-    check_unique(lambda: (head.get("uid") for head in table.heads()), name)
+    doubles = doubled_uids(lambda: ((head or {}).get("uid") for head in table.heads()), name)
     folder = None if root is None else str(root)
     if split is None:
-        return Rows(table, name, folder)
-    splits = (_split_of(head.get("meta")) for head in table.heads())
-    return Rows(table, name, folder, _of_split(splits, split, name))
+        return Rows(table, name, folder, doubles=doubles)
+    # A row that cannot be read has no split: it is a bad row of each.
+    splits = (split if head is None else _split_of(head.get("meta")) for head in table.heads())
+    return Rows(table, name, folder, _of_split(splits, split, name), doubles)
 
 
 def _split_of(meta: Any) -> str | None:

@@ -71,6 +71,8 @@ def make_sample(
     check_family(coords)
     root = root if root is not None else origin_of(row).get("root")
     try:
+        if "problem" in origin_of(row):
+            raise ValueError(origin_of(row)["problem"])
         return _sample(row, forms_of, root, coords, resize, max_pixels)
     except ValueError as error:
         raise ValueError(f"row {uid_of(row)!r}{_where(row)}: {error}") from error
@@ -274,7 +276,7 @@ def as_object(value: Any, field: str) -> dict[str, Any]:
 
 
 def origin_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where `read_rows` took the row from: `file`, `line`, `root`; empty for other rows."""
+    """Where `read_rows` took the row from: `file`, `line`, `root`, and a bad row's `problem`; empty for other rows."""
     origin = row.get("origin")
     return origin if isinstance(origin, Mapping) else {}
 

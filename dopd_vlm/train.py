@@ -19,6 +19,7 @@ from rich.console import Console
 
 from dopd_vlm.config import RunConfig
 from dopd_vlm.distributed import any_of, failing_together
+from dopd_vlm.jsonl import read_lines
 from dopd_vlm.methods import configured_method
 from dopd_vlm.models.policy import Policy
 from dopd_vlm.rollout.engine import RolloutEngine
@@ -195,7 +196,8 @@ class Loop:
     ) -> None:
         self.state, self.samples, self.tracker = state, samples, tracker
         self.evaluate, self.score_answer = evaluate, score_answer
-        self.bad_rows: set[int] = set()
+        lines = read_lines(tracker.run_dir / SKIPPED_FILE)
+        self.bad_rows: set[int] = {line["row"] for line in lines}
         self.is_noise_told = False
         size = min(PROBE_SIZE, len(samples))
         self.probe_rows = row_order(len(samples), state.config.seed, 0, size)

@@ -276,11 +276,12 @@ def test_a_damaged_file_of_any_format_is_an_image_or_a_refusal(folder, kind, dat
     assert len(samples) + len(skipped) == 1
 
 
-def test_a_uid_held_twice_is_told_before_anything_is_read(folder) -> None:
+def test_a_uid_held_twice_costs_the_later_row_alone(folder) -> None:
     path = folder / "twice.jsonl"
     path.write_text("\n".join(json.dumps(good_row(uid)) for uid in "aba"))
-    with pytest.raises(ValueError, match="rows 1 and 3 both have the uid 'a'"):
-        read_rows(path)
+    samples, skipped = make_samples(read_rows(path), [])
+    assert [sample.uid for sample in samples] == ["a", "b"]
+    assert [bad.uid for bad in skipped] == ["a"] and "line 3" in skipped[0].reason
 
 
 def test_columns_of_mixed_types_concern_their_rows_alone(folder) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dopd_vlm.data.rows import Rows, read_rows
+from dopd_vlm.data.rows import Rows, read_rows, sound_rows
 from dopd_vlm.data.sources import tables
-from dopd_vlm.data.views import make_sample
+from dopd_vlm.data.views import make_sample, make_samples
 
 
 @pytest.fixture(autouse=True)
@@ -102,14 +102,18 @@ def test_missing_uids_come_from_file_and_position(tmp_path) -> None:
     assert [row["uid"] for row in read_rows(tmp_path / "my rows.jsonl")] == ["my_rows-000000", "7"]
 
 
-def test_a_uid_held_twice_is_refused_with_both_places(tmp_path) -> None:
-    rows = [{"uid": "a"}, {"uid": "b"}, {"uid": "a"}]
+def test_a_uid_held_twice_is_a_bad_row_with_both_places(tmp_path) -> None:
+    rows = [{"uid": uid, "question": "?"} for uid in "abaa"]
     write_jsonl(tmp_path / "r.jsonl", rows)
-    with pytest.raises(ValueError, match=r"r\.jsonl: rows 1 and 3 both have the uid 'a'"):
-        read_rows(tmp_path / "r.jsonl")
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "r.parquet"))
-    with pytest.raises(ValueError, match="rows 1 and 3"):
-        read_rows(tmp_path / "r.parquet")
+    for source in (tmp_path / "r.jsonl", tmp_path / "r.parquet", rows):
+        found = read_rows(source)
+        samples, skipped = make_samples(found, [])
+        assert [sample.uid for sample in samples] == ["a", "b"]
+        assert [bad.uid for bad in skipped] == ["a", "a"]
+        name = "rows in memory" if source is rows else str(source)
+        assert skipped[1].reason.startswith(f"row 'a' ({name} line 4): line 1 has the uid 'a' too")
+        assert [row["origin"].get("problem") is None for row in found[1:3]] == [True, False]
 
 
 def test_splits_of_meta_of_data_sets_and_of_folders(tmp_path) -> None:
@@ -160,16 +164,31 @@ def test_odd_meta_and_origin_of_a_row_do_no_harm(tmp_path, odd) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"uid": "a"}\n{"uid": \n', "line 2 is not JSON"),
-        (b'{"uid": "a"}\n{"uid": "b", "uid": "c"}\n', "line 2 is not JSON: the key 'uid' stands"),
-        (b'{"uid": "a"}\n[1]\n', "line 2 must be an object, got list"),
-        ('{"uid": "é"}'.encode("latin-1"), "line 1 is not UTF-8"),
+        (b'{"uid": \n', "the line is not JSON"),
+        (b'{"uid": "b", "uid": "c"}\n', "the line is not JSON: the key 'uid' stands"),
+        (b"[1]\n", "the line must be an object, got list"),
+        (b"[" * 100_000 + b"\n", "nested too deep"),
+        ('{"uid": "é"}\n'.encode("latin-1"), "the line is not UTF-8"),
     ],
 )
-def test_broken_files_are_refused_with_their_line(tmp_path, content, message) -> None:
-    (tmp_path / "r.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"r\.jsonl {message}"):
-        read_rows(tmp_path / "r.jsonl")
+def test_a_broken_line_is_a_bad_row_of_every_split_and_the_others_are_read(
+    tmp_path, content, message
+) -> None:
+    path = tmp_path / "r.jsonl"
+    good = [
+        b'{"uid": "%s", "question": "?", "meta": {"split": "test"}}\n' % uid for uid in (b"a", b"c")
+    ]
+    path.write_bytes(good[0] + content + good[1])
+    for split in (None, "test"):
+        samples, skipped = make_samples(read_rows(path, split=split), [])
+        assert [sample.uid for sample in samples] == ["a", "c"]
+        (bad,) = skipped
+        assert bad.uid == "r-000001" and bad.file == str(path)
+        assert bad.reason.startswith(f"row 'r-000001' ({path} line 2): {message}") or (
+            message in bad.reason and "deep" in message
+        )
+    with pytest.raises(ValueError, match=r"r\.jsonl line 2: "):
+        list(sound_rows(path))
 
 
 def test_sources_that_are_none_say_what_is_needed(tmp_path) -> None:
@@ -223,15 +242,27 @@ def link_named(name):
         ([("../x.png", b"")], "named outside the archive"),
         ([("/x.png", b"")], "named outside the archive"),
         ([(link_named("x.png"), b"")], "is no plain file"),
-        ([("x.json", b"{")], "is not JSON"),
-        ([("x.json", b"[1]")], "must be an object, got list"),
-        ([("x.json", b'{"a": "\xe9"}')], "is not UTF-8"),
-        ([("x.png", b""), ("y.png", b""), ("x.png", b"")], "rows 1 and 3 both have the uid 'x'"),
     ],
 )
 def test_shards_with_bad_members_are_refused(tmp_path, members, message) -> None:
     with pytest.raises(ValueError, match=message):
         read_rows(tar_of(tmp_path / "s.tar", members))
+
+
+@pytest.mark.parametrize(
+    ("members", "line", "message"),
+    [
+        ([("x.json", b"{")], 1, "is not JSON"),
+        ([("x.json", b"[1]")], 1, "must be an object, got list"),
+        ([("x.json", b'{"a": "\xe9"}')], 1, "is not UTF-8"),
+        ([("x.png", b""), ("y.png", b""), ("x.png", b"")], 3, "line 1 has the uid 'x' too"),
+    ],
+)
+def test_a_bad_member_of_a_shard_is_a_bad_row(tmp_path, members, line, message) -> None:
+    rows = read_rows(tar_of(tmp_path / "s.tar", members))
+    assert message in rows[line - 1]["origin"]["problem"]
+    with pytest.raises(ValueError, match=rf"s\.tar line {line}\): .*{message}"):
+        make_sample(rows[line - 1], [])
 
 
 def test_compressed_and_cut_shards_are_refused(tmp_path) -> None:

@@ -220,6 +220,29 @@ def steps_of(run_dir) -> list[dict]:
     return [line for line in metrics(run_dir) if "loss" in line]
 
 
+def interrupting(student, step, is_last, **_):
+    """SIGINT after the second step: the third is done and saved."""
+    if step == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return {}
+
+
+def test_a_resumed_run_skips_the_same_rows_with_the_same_words(models, tmp_path):
+    """Bad rows stay known: a row that stood in for none is not tried again after a restart."""
+    rows = Rows([*SAMPLES, *SAMPLES, *SAMPLES], set(range(15)) - {2, 9})
+    told = []
+    for name, halves in (("a", False), ("b", True)):
+        config = make_config(models, tmp_path / name)
+        if halves:
+            assert train(config, rows, evaluate=interrupting).interrupted
+            config = replace(config, resume=True)
+        result = train(config, rows)
+        lines = (result.run_dir / "skipped.jsonl").read_text().splitlines()
+        told.append((result.num_skipped, [json.loads(line) for line in lines]))
+    assert told[0] == told[1]
+    assert told[0][0] == len(told[0][1]) >= 5
+
+
 def test_with_batches_of_one_a_good_row_stands_in_for_a_bad_one(models, tmp_path):
     config = make_config(models, tmp_path, steps=4)
     config = replace(config, optim=replace(config.optim, batch_size=1))

@@ -9,6 +9,7 @@ from typing import Any
 from ..coords import Frame, check_family
 from ..questions import Question, read_question
 from ..rows import Row
+from ..views import origin_of
 from .replies import BadReplyError, read_annotation, read_verdict
 from .reply_log import Record
 from .requests import WORDINGS
@@ -118,6 +119,8 @@ def _first_usable(
 
 def question_of(row: Row, task: Task) -> Question:
     """The row's question; ValueError when it is wrong, or a kind needs an image that is not there."""
+    if "problem" in origin_of(row):
+        raise ValueError(origin_of(row)["problem"])
     num_images = len(row.get("images") or [])
     if row.get("videos"):
         raise ValueError("rows with videos cannot be annotated: only images are sent")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..questions import PLACEHOLDER
-from ..rows import Row, read_rows
+from ..rows import Row, sound_rows
 from ..sources.jsonl import read_json
 
 VISION_OPD_CONTEXT = (
@@ -41,7 +41,7 @@ def from_llava(source: Path, question: str) -> Iterator[Row]:
 
 def from_trl(source: Path, question: str) -> Iterator[Row]:
     """TRL's vision rows: `messages`, or `prompt` and `completion`, with `privileged_context`."""
-    for row in read_rows(source):
+    for row in sound_rows(source):
         kept = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
         prompt, completion = row.get("prompt"), row.get("completion")
         if isinstance(prompt, str):
@@ -59,7 +59,7 @@ def from_ms_swift(source: Path, question: str) -> Iterator[Row]:
     `teacher_images` keeps its meaning (null: the student's, []: none). `objects.bbox` is XYXY in
     pixels (`bbox_type` real, the default); relative boxes are refused, as the file has no sizes.
     """
-    for row in read_rows(source):
+    for row in sound_rows(source):
         yield {
             "uid": row["uid"],
             "images": row.get("images") or [],
@@ -73,7 +73,7 @@ def from_ms_swift(source: Path, question: str) -> Iterator[Row]:
 
 def from_verl(source: Path, question: str) -> Iterator[Row]:
     """verl's Parquet: `prompt` turns, `images`, `reward_model.ground_truth`; also `bbox_images`."""
-    for row in read_rows(source):
+    for row in sound_rows(source):
         yield {
             "uid": row["uid"],
             "images": row.get("images") or [],
@@ -86,7 +86,7 @@ def from_verl(source: Path, question: str) -> Iterator[Row]:
 
 def from_vision_opd(source: Path, question: str) -> Iterator[Row]:
     """Vision-OPD's `train.jsonl`: boxed `teacher_images` and its sentence for the teacher."""
-    for row in read_rows(source):
+    for row in sound_rows(source):
         yield {
             "uid": row["uid"],
             "images": row["images"],
@@ -129,7 +129,7 @@ def _swift_turns(row: Row) -> list[dict[str, str]]:
 
 def _list_of(source: Path) -> Sequence[Mapping[str, Any]]:
     if source.suffix == ".jsonl":
-        return read_rows(source)
+        return list(sound_rows(source))
     data = read_json(source)
     if not isinstance(data, list):
         raise ValueError(f"{source} must hold a list, got {type(data).__name__}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..coords import Frame, encode
 from ..images import load_image
-from ..rows import Row, read_rows
+from ..rows import Row, sound_rows
 from ..sources.jsonl import read_json
 
 REFER_QUESTION = (
@@ -116,7 +116,7 @@ def _referring(entry: Mapping[str, Any], template: str) -> Iterator[Row]:
 
 def _tabled(source: Path) -> Iterator[dict[str, Any]]:
     """The entries of either Parquet form."""
-    for row in read_rows(source):
+    for row in sound_rows(source):
         if "sentences" in row:
             yield _with_sentences(row)
         else:

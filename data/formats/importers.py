@@ -10,7 +10,7 @@ from pathlib import Path
 from dopd_vlm.errors import unknown
 from dopd_vlm.jsonl import write_lines
 
-from ..rows import Row, read_rows
+from ..rows import Row, sound_rows
 from ..sources.webdataset import IMAGE_SUFFIXES
 from .chat import (
     from_llava,
@@ -46,7 +46,7 @@ def from_webdataset(source: Path, question: str) -> Iterator[Row]:
     Columns in a sample's `json` are kept; without `question` and `messages` the question is the
     default one, and `caption` or `txt` its answer and a caption, `cls` its answer.
     """
-    for row in read_rows(source):
+    for row in sound_rows(source):
         with_source = {"meta": {"source": source.name}, **row}
         if with_source.get("question") is None and with_source.get("messages") is None:
             caption = str(row.get("caption") or row.get("txt") or "").strip()

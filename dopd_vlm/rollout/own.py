@@ -183,7 +183,7 @@ class Sampler:
         noise: float64 [B] uniform in [0, 1), one number a token, so that a sequence's draw does not
         depend on the others in its batch; None takes the most probable token.
         """
-        logits = _logits(hidden, self.head)
+        logits = sampling_logits(hidden, self.head)
         if self.penalties is not None:
             logits = self.penalties.apply(logits)
         scores = self.warpers(None, logits)  # type: ignore[arg-type]
@@ -200,7 +200,8 @@ class Sampler:
         return token, logp.gather(-1, token[:, None]).squeeze(-1)
 
 
-def _logits(hidden: Tensor, head: Head) -> Tensor:
+def sampling_logits(hidden: Tensor, head: Head) -> Tensor:
+    """Logits [..., V] as they are drawn from, before penalties, temperature and cuts."""
     # In the weights' type, unlike `heads.logits_`, which takes bfloat16 weights to float32 in tiles:
     # for the few rows of one token that copy would be most of the work. `sampler_logp` belongs to the
     # distribution that was drawn from; the loss scores the tokens again and never reads it.

@@ -27,6 +27,7 @@ from dopd_vlm.routing import Counts
 from dopd_vlm.training.completions import completions
 from dopd_vlm.training.metrics import batch_averages, batch_sums
 from dopd_vlm.training.noise import noise_metrics, routing_noise
+from dopd_vlm.training.rescoring import logprob_difference
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.targets import MicroBatch, batch_limits, score_targets, with_routes
@@ -85,7 +86,10 @@ def train_step(
         rollouts = roll_out(state, samples, features)
     scores = [] if score is None else _scores(state, samples, rollouts, score)
     rewards = {id(r): s for r, s in zip(rollouts, scores, strict=False) if s is not None}
+    with clock.phase("score"):
+        difference = logprob_difference(state, samples, rollouts)
     output = distil_step(state, samples, rollouts, clock, features, rewards)
+    output.metrics.update(difference)
     if score is not None:
         own = [s for s, r in zip(scores, rollouts, strict=True) if r.source == "student"]
         output.metrics.update(accuracy_of(state.accelerator, own))

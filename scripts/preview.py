@@ -33,6 +33,7 @@ from dopd_vlm.scripts.wiring.command_line import (
     is_recipe,
     load_plugins,
     recipe_path,
+    with_plugins,
 )  # fmt: skip
 from dopd_vlm.scripts.wiring.row_check import load_reader
 from dopd_vlm.scripts.wiring.samples import local_path, resolved, rows_of, score_answer
@@ -222,7 +223,7 @@ def _processor(model: str, *, needed: bool) -> Any:
 def _subject(options: argparse.Namespace) -> Subject:
     model = None if options.model is None else local_path(options.model)
     if is_recipe(options.source):
-        config = resolved(read_config(recipe_path(options.source)))
+        config = resolved(with_plugins(read_config(recipe_path(options.source))))
         data = config.data
         return Subject(
             title=str(options.source),

@@ -32,6 +32,7 @@ from dopd_vlm.scripts.wiring.command_line import (
     command_parser,
     load_plugins,
     recipe_path,
+    with_plugins,
 )  # fmt: skip
 from dopd_vlm.types import Sample
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         options, others = _parser().parse_known_intermixed_args(_with_values(arguments))
         load_plugins(options)
         config = read_config(recipe_path(options.recipe), [*options.overrides, *others])
-        return act(config, options, console)
+        return act(with_plugins(config), options, console)
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2

@@ -29,6 +29,7 @@ from dopd_vlm.scripts.wiring.command_line import (
     is_recipe,
     load_plugins,
     recipe_path,
+    with_plugins,
 )  # fmt: skip
 from dopd_vlm.scripts.wiring.row_check import Reader, load_reader, unknown_words
 from dopd_vlm.scripts.wiring.samples import answer_problem, local_path, rows_of
@@ -88,7 +89,7 @@ def _subject(options: argparse.Namespace) -> _Subject:
     template, model = PromptTemplate(), options.model and ModelConfig(path=options.model)
     source, split, annotations = options.source, options.split, options.annotations
     if is_recipe(source):
-        config = read_config(recipe_path(source))
+        config = with_plugins(read_config(recipe_path(source)))
         source, split = config.data.train, split or config.data.split
         annotations = config.data.annotations if annotations is None else annotations
         template, model = config.prompts, model or config.student

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dopd_vlm import divergences, methods, plugins
-from dopd_vlm.config import DataConfig
+from dopd_vlm.config import DataConfig, read_config
 from dopd_vlm.data.annotations import registry as annotations
 from dopd_vlm.scripts.main import main
 from dopd_vlm.scripts.wiring.samples import training_samples
@@ -70,6 +70,26 @@ def test_a_method_is_known_and_files_add_up(folder, capsys):
     assert main([*words, "--plugin", "own_method.py", "--plugin", "loud_type.py"]) == 0
     assert "with mine" in capsys.readouterr().out
     assert [path.name for path in plugins.files()] == ["own_method.py", "loud_type.py"]
+
+
+def test_a_run_names_its_files_and_a_resume_runs_them(folder, capsys):
+    words = [
+        "train", "demo_text", "name=loud", "data.train=rows.jsonl", "data.annotations=[loud]", "evaluation.tasks=[]",
+        "optim.batch_size=1", "optim.max_steps=1", "rollout.num_generations=1", "rollout.max_completion_length=2",
+    ]  # fmt: skip
+    assert main([*words, "--plugin", "loud_type.py"]) == 0
+    saved = folder / "runs" / "loud" / "config.yaml"
+    assert read_config(saved).plugins == [str(folder / "loud_type.py")]
+    for command in ([*words, "resume=true"], ["validate", str(saved)], ["preview", str(saved)]):
+        plugins.forget()
+        annotations.TYPES.pop("loud")
+        assert main(command) == 0, capsys.readouterr()
+    assert read_config(saved).plugins == [str(folder / "loud_type.py")]
+    plugins.forget()
+    annotations.TYPES.pop("loud")
+    (folder / "loud_type.py").unlink()
+    assert main([*words, "resume=true"]) == 2
+    assert "loud_type.py' is no Python file" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_a_worker_process_that_gets_the_samples_runs_the_file(folder):

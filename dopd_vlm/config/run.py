@@ -44,6 +44,8 @@ class RunConfig:
     """Arithmetic of the forwards; auto is bfloat16 where the device has it in hardware."""
     tracking: list[Literal["tensorboard", "trackio", "wandb"]] = field(default_factory=list)
     """Trackers besides metrics.jsonl (extra `trackers`): a name or a list; wandb is offline without WANDB_MODE."""
+    plugins: list[str] = field(default_factory=list)
+    """Python files that register types, methods or routers, as --plugin; a run's config.yaml has all it ran with."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters on the student."""
     prompts: PromptTemplate = field(default_factory=PromptTemplate)

@@ -1,9 +1,13 @@
 """What the commands' parsers share, and recipes by name."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from dopd_vlm import plugins
+from dopd_vlm.config import RunConfig
 from dopd_vlm.errors import unknown
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -34,6 +38,20 @@ def load_plugins(options: argparse.Namespace) -> None:
     """Runs the files of --plugin. Raises ValueError for one that does not run."""
     for name in options.plugin:
         plugins.load_file(name)
+
+
+def with_plugins(config: RunConfig) -> RunConfig:
+    """Runs the recipe's plug-ins, and on a resume those of the run so far; the config that names all that ran.
+
+    Raises:
+        ValueError: a file that does not run, or is no longer there.
+    """
+    names, saved = list(config.plugins), Path(config.output_dir) / str(config.name) / "config.yaml"
+    if config.resume and saved.is_file():
+        names += yaml.safe_load(saved.read_text(encoding="utf-8")).get("plugins") or []
+    for name in names:
+        plugins.load_file(name)
+    return replace(config, plugins=[str(path) for path in plugins.files()])
 
 
 def recipe_names() -> list[str]:

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,7 @@ class VllmEngine:
         if not prompts:
             return []
         self.wake()
-        import vllm  # type: ignore[import-not-found]
-
+        vllm = import_module("vllm")
         settings = [
             vllm.SamplingParams(**sampling_fields(self.policy, prompt, sampling))
             for prompt in prompts
@@ -158,8 +158,7 @@ def open_vllm(
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     num_threads = torch.get_num_threads()
     try:
-        import vllm  # type: ignore[import-not-found]
-
+        vllm = import_module("vllm")
         with tempfile.TemporaryDirectory(prefix="dopd-vllm-") as folder:
             # With weights: without, vLLM makes up the constants of its image processor, too.
             write_model(policy, policy_weights(policy), Path(folder))

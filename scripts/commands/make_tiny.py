@@ -120,7 +120,7 @@ def write_recipe(options: argparse.Namespace, most_tokens: int) -> None:
         "rollout": {"max_completion_length": most_tokens},
         "method": {"name": "dopd", "self_target": "frozen"},
         "optim": {
-            "learning_rate": 3.0e-4, "max_steps": 250, "batch_size": 32, "micro_batch_size": 64,
+            "learning_rate": 6.0e-4, "max_steps": 250, "batch_size": 32, "micro_batch_size": 64,
             "score_batch_size": 64, "warmup_steps": 5,
         },
     }  # fmt: skip

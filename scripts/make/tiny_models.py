@@ -30,7 +30,7 @@ from dopd_vlm.scripts.make.embedded_models import tokenizer, vl_processor
 from dopd_vlm.scripts.make.supervised import answer_batch, fit_
 from dopd_vlm.types import Sample, ViewName
 
-PLAIN_SHARE = 0.6
+PLAIN_SHARE = 0.55
 """Of the teacher's plain accuracy, where the student's training ends."""
 MOST_WORDS = 4000
 MOST_WHOLE = 500

@@ -272,6 +272,10 @@ def test_text_takes_the_last_declaration_and_normalises() -> None:
 def test_box_is_judged_by_overlap() -> None:
     question = sample("[0, 0, 10, 20]", "box")
     assert iou((0, 0, 10, 20), (5, 0, 15, 20)) == pytest.approx(1 / 3)
+    # Half of the gold box is a half exactly, and a half is enough; of several boxes the last one counts.
+    assert score("[0, 0, 10, 10]", question).correct == 1.0
+    assert score("[0, 0, 10, 20], no: [50, 50, 60, 70]", question).correct == 0.0
+    assert score("[50, 50, 60, 70], no: [0, 0, 10, 20]", question).correct == 1.0
     assert score('{"bbox_2d": [1, 0, 10, 20]}', question).correct == 1.0
     assert score("[5, 0, 15, 20]", question).correct == 0.0
     assert score("[9, 9, 2, 2]", question).is_unparsed

@@ -117,11 +117,13 @@ def show(config: RunConfig, console: Console) -> int:
     """What a run would do: config, method, rows and the first good row's prompts in both views."""
     from dopd_vlm.methods import configured_method
     from dopd_vlm.scripts.wiring.row_check import check_rows, load_reader, notes
-    from dopd_vlm.scripts.wiring.samples import resizer, resolved, training_samples
+    from dopd_vlm.scripts.wiring.samples import further_views, resizer, resolved, training_samples
 
     method = configured_method(config)
     with console.status("finding where the rows lie"):
-        samples = training_samples(config.data, resize=resizer(resolved(config)))
+        samples = training_samples(
+            config.data, resize=resizer(resolved(config)), views=further_views(config)
+        )
     reader = load_reader(resolved(config).student, config.prompts)
     check = check_rows(samples, config.data.validate_rows, console, reader)
     pprint(config, console=console, expand_all=True)
@@ -187,6 +189,7 @@ def run(config: RunConfig, console: Console) -> int:
     from dopd_vlm.scripts.wiring.evaluation import Evaluation
     from dopd_vlm.scripts.wiring.row_check import check_rows, load_reader, notes, record
     from dopd_vlm.scripts.wiring.samples import (
+        further_views,
         resizer,
         resolved,
         score_answer,
@@ -198,7 +201,7 @@ def run(config: RunConfig, console: Console) -> int:
     disable_progress_bar()
     recipe, config = config, resolved(config)
     with console.status("finding where the rows lie"):
-        samples = training_samples(config.data, resize=resizer(config))
+        samples = training_samples(config.data, resize=resizer(config), views=further_views(config))
     reader = load_reader(config.student, config.prompts)
     check = check_rows(samples, config.data.validate_rows, console, reader)
     if check.first is None and first_good(samples, skip=len(check.problems)) is None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from dopd_vlm import plugins
 from dopd_vlm.config import DataConfig, ModelConfig, RunConfig
 from dopd_vlm.data.embedded.sets import embedded_model, embedded_rows, is_embedded
+from dopd_vlm.data.further_views import check_views, with_views
 from dopd_vlm.data.rows import read_rows
 from dopd_vlm.data.views import AnnotationChoice, check_choices, make_sample, make_samples
 from dopd_vlm.eval.benchmarks.benchmark import Benchmark, load_benchmark
@@ -38,9 +39,14 @@ class LazySamples(Sequence[Sample]):
     """Samples made from rows when asked for; a bad row raises ValueError naming its uid and file."""
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Sample]
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        make: Callable[[Mapping[str, Any]], Sample],
+        views: Sequence[str] = (),
     ) -> None:
-        self._rows, self._make = rows, make
+        """`views`: names in data.further_views.VIEWS that every sample gets."""
+        check_views(views)
+        self._rows, self._make, self._views = rows, make, tuple(views)
         self._held: dict[int, Sample] = {}
         self._room = HELD_BYTES
 
@@ -49,11 +55,15 @@ class LazySamples(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         held = self._held.get(index)
-        return self._make(self._rows[index]) if held is None else held
+        if held is not None:
+            return held
+        sample = self._make(self._rows[index])
+        return with_views(sample, self._views, self._rows, index, self._make)
 
     def hold(self, index: int, sample: Sample) -> None:
         """Keeps a sample that was made, so that its row is not decoded and drawn on again, while there is room."""
-        images = {id(image): image for image in (*sample.plain.images, *sample.privileged.images)}
+        views = (sample.plain, sample.privileged, *sample.views.values())
+        images = {id(image): image for view in views for image in view.images}
         size = HELD_TEXT + sum(3 * image.width * image.height for image in images.values())
         if size <= self._room:
             self._held[index] = sample
@@ -74,13 +84,27 @@ def rows_of(source: str, split: str | None) -> Sequence[Mapping[str, Any]]:
     return embedded_rows(source) if is_embedded(source) else read_rows(source, split=split)
 
 
-def training_samples(data: DataConfig, *, resize: Callable[..., Any] | None = None) -> LazySamples:
-    """The recipe's samples, one at a time; unknown annotation types and forms raise at once."""
+def training_samples(
+    data: DataConfig,
+    *,
+    resize: Callable[..., Any] | None = None,
+    views: Sequence[str] = (),
+) -> LazySamples:
+    """The recipe's samples, one at a time, with further `views`; unknown types, forms and views raise at once."""
     check_choices(data.annotations)
     rows = rows_of(data.train, data.split)[: data.limit]
     # No closure: data.workers sends it to other processes.
     make = partial(make_sample, annotations=data.annotations, coords=data.coords, resize=resize)
-    return LazySamples(rows, make)
+    return LazySamples(rows, make, views)
+
+
+def further_views(config: RunConfig) -> tuple[str, ...]:
+    """The views that the recipe's method needs beside plain and privileged."""
+    from dopd_vlm.methods import (
+        configured_method,  # here: it needs torch, which the help does without
+    )
+
+    return tuple(v for v in configured_method(config).views if v not in ("plain", "privileged"))
 
 
 def resizer(config: RunConfig) -> Callable[..., Any] | None:

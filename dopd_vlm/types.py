@@ -194,8 +194,10 @@ frozen); the student as it is; the student as it was before the run (with LoRA: 
 None gets a gradient. Each is a target of its own name too, under the view of the routes that use it."""
 TOKENS = "tokens"
 """The target with all its mass on the completion's own token; it costs no forward."""
-CompletionSource = Literal["student", "teacher", "answer"]
+CompletionSource = str
+"""One of SOURCES."""
 SOURCES = ("student", "teacher", "answer")
+"""Who writes completions: `answer` is the row's own."""
 
 
 def check_completions(where: str, shares: Mapping[Any, float]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,6 +28,7 @@ from dopd_vlm.memory.predict import Device, MemoryReport, Phase, predict
 from dopd_vlm.methods import configured_method
 from dopd_vlm.scripts.wiring import memory_table
 from dopd_vlm.training.samples import encoded_views
+from dopd_vlm.types import View
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,9 +118,22 @@ def report_of(
         method=MethodConfig(name=method), optim=OptimConfig(**{**sizes, **optim}),
     )  # fmt: skip
     policy = tiny.vl_policy(0)
-    views = [encoded_views(config, policy.encoder, tiny.vl_sample(f"row{i}")) for i in range(2)]
-    prompts = {view: [v[view] for v in views] for view in ("plain", "privileged")}
+    names = configured_method(config).views
+    further = dict.fromkeys(names[2:], View(context="wrong"))
+    samples = [replace(tiny.vl_sample(f"row{i}"), views=further) for i in range(2)]
+    views = [encoded_views(config, policy.encoder, sample, names) for sample in samples]
+    prompts = {view: [v[view] for v in views] for view in names}
     return predict(config, configured_method(config), prompts, device=device)
+
+
+def test_further_views_are_predicted_and_the_first_student_is_a_copy(models):
+    report_of(models, method="rlcsd", tokens=4, generations=1)
+    sizes = [
+        sum(p.numel() for p in tiny.vl_policy(0, hidden_size=h).model.parameters())
+        for h in (32, 32, 48)
+    ]
+    loss = report_of(models, method="exopd", tokens=4, generations=1).phases["loss"]
+    assert loss.weights == pytest.approx(4 * sum(sizes), rel=0.01)
 
 
 def test_weights_gradients_and_moments_are_those_of_the_models(models):
@@ -131,7 +146,7 @@ def test_weights_gradients_and_moments_are_those_of_the_models(models):
     assert loss.weights == pytest.approx(4 * (student + teacher), rel=0.01)
     on_gpu = report_of(models, device=Device(kind="cuda", memory=1 << 34)).phases["loss"]
     assert on_gpu.weights == pytest.approx(4 * student + 2 * teacher, rel=0.01)
-    assert report_of(models, method="opsd").phases["loss"].weights == pytest.approx(
+    assert report_of(models, method="priv_s_to_s").phases["loss"].weights == pytest.approx(
         4 * student, rel=0.01
     )
 

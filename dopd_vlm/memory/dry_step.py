@@ -301,7 +301,9 @@ def _recast(state: TrainState) -> AbstractContextManager[Any]:
 
 def weight_bytes(state: TrainState) -> int:
     """Parameters and buffers of all models; linear layers of a quantised teacher take less."""
-    policies = {id(p.model): p for p in (state.student, state.teacher, state.self_target) if p}
+    policies = {
+        id(p.model): p for p in (state.student, state.teacher, state.self_target, state.base) if p
+    }
     total = sum(
         tensor.numel() * tensor.itemsize
         for policy in policies.values()

@@ -4,7 +4,7 @@ Only sizes matter here: a memory report needs no weights, no tokenizer and no ne
 the published config.json files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +107,11 @@ def known_model(path: str) -> tuple[PretrainedConfig, Any] | None:
     return architecture, None
 
 
-def estimated_views(config: RunConfig, sample: Sample) -> dict[ViewName, EncodedPrompt]:
-    """Both views' prompts with the lengths that the text's characters and the images' pixels make likely."""
+def estimated_views(
+    config: RunConfig, sample: Sample, views: Sequence[ViewName] = ("plain", "privileged")
+) -> dict[ViewName, EncodedPrompt]:
+    """Those views' prompts with the lengths that the text's characters and the images' pixels make likely."""
     pair = build_prompts(sample, config.prompts)
-    views: tuple[ViewName, ...] = ("plain", "privileged")
     return {view: _estimated(pair.view(view), sample.uid) for view in views}
 
 

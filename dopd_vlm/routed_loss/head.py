@@ -131,7 +131,8 @@ def _blocks(coefficients: Sequence[float], heads: Sequence[Head]) -> list[_Block
                 f"a composed target needs heads whose logits are products; one has softcap={head.softcap}: "
                 "use a target of one term with coefficient 1 for this model"
             )
-        key = head.weight.data_ptr(), head.logit_scale
+        # Weights without memory, of a dry run, have no address to tell them apart by.
+        key = head.weight.data_ptr() or id(head.weight), head.logit_scale
         block = blocks.setdefault(key, _Block(head=head, terms=[], coefficients=[]))
         block.terms.append(k)
         block.coefficients.append(coefficient)

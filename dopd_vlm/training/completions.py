@@ -38,13 +38,9 @@ def completions(
 
 def source_of(state: TrainState, sample: EncodedSample, seed: int) -> CompletionSource:
     """Whose completions the row gets, drawn by the method's shares."""
-    shares = {source: share for source, share in state.method.completions.items() if share > 0}
-    draw = Random(mixed_seed(seed, sample.place, 0)).random() * sum(shares.values())
-    for source, share in shares.items():
-        draw -= share
-        if draw < 0:
-            return source
-    return source  # pyright: ignore[reportPossiblyUnboundVariable]  # shares are not empty
+    shares = state.method.completions
+    random = Random(mixed_seed(seed, sample.place, 0))
+    return random.choices(list(shares), list(shares.values()))[0]
 
 
 def _written(

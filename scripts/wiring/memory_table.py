@@ -87,24 +87,25 @@ def report_of(config: RunConfig, device: Device) -> MemoryReport:
 
 
 def prompts_of(config: RunConfig) -> dict:
-    """Encoded prompts of the first good rows, in both views."""
+    """Encoded prompts of the first good rows, in every view of the method."""
     known = known_model(config.student.path)
     student = None if known else empty_student(config)
-    samples = build.training_samples(config.data)
+    samples = build.training_samples(config.data, views=build.further_views(config))
+    views = configured_method(config).views
     encoded, problems = [], []
     for index in range(min(ROWS, len(samples))):
         try:
             sample = samples[index]
             encoded.append(
-                encoded_views(config, student.encoder, sample)
+                encoded_views(config, student.encoder, sample, views)
                 if student
-                else estimated_views(config, sample)
+                else estimated_views(config, sample, views)
             )
         except ValueError as error:
             problems.append(str(error))
     if not encoded:
         raise ValueError(f"no row of {config.data.train!r} can be used: {'; '.join(problems[:3])}")
-    return {view: [prompts[view] for prompts in encoded] for view in ("plain", "privileged")}
+    return {view: [prompts[view] for prompts in encoded] for view in views}
 
 
 def empty_student(config: RunConfig):

@@ -15,6 +15,7 @@ from dopd_vlm.eval.scorers import (
     scorer,
 )
 from dopd_vlm.eval.scoring.answers import code_of
+from dopd_vlm.eval.scoring.answers import final_answer, value_of
 from dopd_vlm.eval.scoring.boxes import iou
 from dopd_vlm.eval.scoring.math import MathWorker, score_math
 from dopd_vlm.types import Sample, View
@@ -481,3 +482,14 @@ SOLUTION = "def add(a, b):\n    return a + b\n"
 )
 def test_code_forms(text: str) -> None:
     assert code_of(text).strip() == SOLUTION.strip()
+
+
+def test_thinking_whose_start_stood_in_the_prompt_is_no_answer() -> None:
+    assert final_answer("3, or rather 4 </think>5") == "5"
+    assert final_answer("<think>3</think>5") == "5"
+    assert final_answer("5 <think>3") is None
+
+
+def test_the_value_of_a_number_as_it_is_written() -> None:
+    written = {"35%": 0.35, "1,000": 1000.0, "3/4": 0.75, "1/2 %": 0.005, "7/0": 7.0}
+    assert {number: value_of(number) for number in written} == pytest.approx(written)

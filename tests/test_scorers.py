@@ -14,8 +14,7 @@ from dopd_vlm.eval.scorers import (
     score,
     scorer,
 )
-from dopd_vlm.eval.scoring.answers import code_of
-from dopd_vlm.eval.scoring.answers import final_answer, value_of
+from dopd_vlm.eval.scoring.answers import code_of, final_answer, value_of
 from dopd_vlm.eval.scoring.boxes import iou
 from dopd_vlm.eval.scoring.math import MathWorker, score_math
 from dopd_vlm.types import Sample, View
@@ -493,3 +492,8 @@ def test_thinking_whose_start_stood_in_the_prompt_is_no_answer() -> None:
 def test_the_value_of_a_number_as_it_is_written() -> None:
     written = {"35%": 0.35, "1,000": 1000.0, "3/4": 0.75, "1/2 %": 0.005, "7/0": 7.0}
     assert {number: value_of(number) for number in written} == pytest.approx(written)
+
+
+def test_the_last_program_of_a_text_is_its_code() -> None:
+    blocks = [f"```python\ndef f():\n    return {number}\n```\n" for number in (1, 2)]
+    assert code_of("".join(blocks)) == "def f():\n    return 2\n"

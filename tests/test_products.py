@@ -12,7 +12,7 @@ from dopd_vlm.methods import METHODS
 from dopd_vlm.routed_loss import Head, Student, Target, routed_loss
 from dopd_vlm.routed_loss.products import Bfloat16Products, ExactProducts, products_for
 from dopd_vlm.routed_loss.softmax import LEAST_CUDA_ROWS, cuda_chunk_rows
-from dopd_vlm.training.step import Clock, distil_step
+from dopd_vlm.training.step import Clock, distil_step, head_grad
 
 PRODUCTS = (
     torch.ops.aten.mm,
@@ -159,3 +159,58 @@ def test_the_recipe_s_precision_reaches_every_product_of_the_loss():
 
 def batch(state):
     return make_samples(state), make_rollouts()
+
+
+@pytest.mark.parametrize("name", ["dopd", "opd_full", "opd"])
+def test_the_head_s_gradient_is_added_to_a_given_tensor(name):
+    """Over micro-batches, in float64 equal to autograd; the weight itself gets none, and no other [V, H] is made."""
+    method, made = small_k(METHODS[name]), []
+    kept, total = None, 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func.overloadpacket in (torch.ops.aten.new_zeros, torch.ops.aten.zeros):
+                made.append(out.shape)
+            return out
+
+    for seed in (3, 4):
+        case = Case(seed)
+        hidden, weight = case.leaves()
+        kept = torch.ones_like(weight) if kept is None else kept
+        student = Student(hidden=hidden, head=Head(weight=weight), head_grad=kept)
+        targets = {
+            "teacher": Target(hidden=case.teacher, head=Head(weight=case.teacher_head)),
+            "self_target": Target(hidden=case.privileged),
+        }
+        with Sizes():
+            routed_loss(student, targets, case.ids, case.mask, method).loss.backward()
+        _, by_autograd, head = case.grads(method)
+        total = total + head
+        assert weight.grad is None and weight.shape not in made
+        torch.testing.assert_close(hidden.grad, by_autograd, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(kept, 1 + total, rtol=1e-12, atol=1e-12)
+
+
+def test_what_was_added_is_not_scaled_and_has_the_head_s_shape():
+    case = Case(3)
+    hidden, weight = case.leaves()
+    teacher = {"teacher": Target(hidden=case.teacher, head=Head(weight=case.teacher_head))}
+    student = Student(hidden=hidden, head=Head(weight=weight), head_grad=torch.zeros_like(weight))
+    output = routed_loss(student, teacher, case.ids, case.mask, "opd_full")
+    with pytest.raises(RuntimeError, match="as it is"):
+        (2 * output.loss).backward()
+    narrow = replace(student, head_grad=torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="head_grad is"):
+        routed_loss(narrow, teacher, case.ids, case.mask, "opd_full")
+
+
+def test_the_trainer_s_head_gradient_lies_in_the_weight():
+    weight = torch.nn.Parameter(torch.ones(4, 2))
+    hidden = torch.zeros(1, 2)
+    given = head_grad(hidden, weight)
+    assert given is weight.grad and head_grad(hidden, weight) is given
+    with torch.no_grad():
+        assert head_grad(hidden, weight) is None
+    assert head_grad(hidden, torch.nn.Parameter(torch.ones(4, 2, dtype=torch.bfloat16))) is None
+    assert head_grad(hidden.double(), weight) is None and head_grad(hidden, weight.detach()) is None

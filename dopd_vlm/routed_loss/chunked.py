@@ -1,7 +1,8 @@
 """Pass 2 of the routed loss: rows grouped by route, through the head in chunks, with gradients.
 
 Gradients with respect to hidden states and head are computed in the forward, because all weights
-are known there; the backward multiplies them by the upstream scalar.
+are known there; the backward multiplies them by the upstream scalar. With a plan's `head_grad` the weight's is
+added to that tensor at once, and the upstream scalar has to be 1.
 
 Shapes: N valid tokens of the B x T grid, M rows of a group, C rows of a chunk, K support.
 """
@@ -68,12 +69,17 @@ class _RoutedSum(torch.autograd.Function):
         grads, ctx.grads = ctx.grads or _grads(ctx.plan, inputs[0], ctx.wants), None
         # Of a plain loss.backward() it is 1; to see that on a GPU would cost more than the product.
         is_one = upstream[0].device.type == "cpu" and float(upstream[0]) == 1.0
+        if ctx.plan.head_grad is not None and ctx.wants[1] and not is_one:
+            # What was added cannot be scaled. On a GPU the host does not wait for the answer.
+            torch._assert_async(upstream[0] == 1.0, "with head_grad, call loss.backward() as it is")
         out = []
         for of in inputs:
             grad = grads.pop(0)
-            if grad is not None and not is_one:
+            if grad is not None and grad is not ctx.plan.head_grad and not is_one:
                 grad.mul_(upstream[0])
             out.append(None if grad is None else grad.to(of.dtype).view_as(of))
+        if ctx.plan.head_grad is not None:
+            out[1] = None
         return (*out, None, None)
 
 
@@ -99,8 +105,8 @@ class _Work:
         self.value, self.entropy, self.factor = new((3, num_rows), dtype=plan.dtype).unbind()
         shapes = (self.hidden.shape, plan.head.weight.shape, plan.head.weight.shape[:1])
         self.grads = [
-            new(shape, dtype=plan.dtype) if want else None
-            for shape, want in zip(shapes, wants, strict=True)
+            (given if given is not None else new(shape, dtype=plan.dtype)) if want else None
+            for shape, want, given in zip(shapes, wants, (None, plan.head_grad, None), strict=True)
         ]
         needed = sum(_lines(group.route) * len(group.rows) for group in plan.groups)
         # Two buffers in one: rows that need no target's logits have both for themselves.

@@ -27,6 +27,10 @@ class Student:
     """[B, T, H] with gradient, at the positions that predict each completion token."""
     head: Head
     """Its weight and bias get a gradient if they require one."""
+    head_grad: Tensor | None = None
+    """[V, H] in the loss's arithmetic (float32, or float64): the call adds the gradient of the head's weight
+    to it, and the backward gives the weight none, so that no other [V, H] exists. For a loss whose backward
+    starts from 1. None leaves the gradient to autograd."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,6 +94,8 @@ class Plan:
     """[N]"""
     dtype: torch.dtype
     softmax: Softmax
+    head_grad: Tensor | None = None
+    """[V, H] of `dtype`: where the gradient of the head's weight is added; None makes room for it."""
 
 
 def needs_target_logits(route: Route) -> bool:
@@ -243,7 +249,17 @@ def make_plan(
         weights=weight.flatten()[positions].to(dtype),
         dtype=dtype,
         softmax=tokens.softmax,
+        head_grad=_checked(student.head_grad, student.head, dtype),
     )
+
+
+def _checked(head_grad: Tensor | None, head: Head, dtype: torch.dtype) -> Tensor | None:
+    if head_grad is not None and (head_grad.shape, head_grad.dtype) != (head.weight.shape, dtype):
+        raise ValueError(
+            f"head_grad is {head_grad.dtype} {tuple(head_grad.shape)}; the head's gradient is {dtype} "
+            f"{tuple(head.weight.shape)}: give a tensor of that kind, or None"
+        )
+    return head_grad
 
 
 def _by_route(method: Method) -> dict[Route, list[Regime]]:

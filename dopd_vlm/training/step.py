@@ -22,6 +22,7 @@ from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.rollout.seeds import mixed_seed
 from dopd_vlm.rollout.weights import policy_weights
 from dopd_vlm.routed_loss import LossOutput, Student, Target, routed_loss
+from dopd_vlm.routed_loss.softmax import chunk_dtype
 from dopd_vlm.routers import Limits
 from dopd_vlm.routing import Counts
 from dopd_vlm.training.completions import completions
@@ -274,8 +275,9 @@ def micro_batch_loss(
         name: Target(hidden=target.hidden, head=target.head, scores=target.scores)
         for name, target in micro.targets.items()
     }
+    head = state.head(student)
     return routed_loss(
-        Student(hidden=hidden, head=state.head(student)),
+        Student(hidden=hidden, head=head, head_grad=head_grad(hidden, head.weight)),
         targets,
         batch.completion_ids,
         batch.mask,
@@ -286,6 +288,19 @@ def micro_batch_loss(
         temperature=method.temperature,
         chunk_size=method.chunk_size,
     )
+
+
+def head_grad(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+    """The weight's own `.grad`, made where it is missing, for the loss to add to: no second [V, H] a micro-batch.
+
+    None where nothing is trained, and where the loss sums in another type than the weight's.
+    """
+    is_whole = weight.dtype == chunk_dtype(hidden, weight)
+    if not (torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf and is_whole):
+        return None
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
 
 
 def _check_finite(state: TrainState, micro: MicroBatch, output: LossOutput) -> None:

@@ -74,6 +74,8 @@ class LiveBytes(TorchDispatchMode):
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The operator where floats have no data and integers do; without meta tensors, as it is."""
+    if func is aten._assert_async.msg:
+        return None  # what it looks at is made up
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     is_named = str(kwargs.get("device")) == "meta"
     if not is_named and not any(t.is_meta for t in tensors):

@@ -262,7 +262,7 @@ sys.path.insert(0, sys.argv[1])
 import tiny
 from dopd_vlm.eval.bridges.lm_eval import PolicyLM
 from dopd_vlm.eval.bridges.lm_eval_run import run_tasks
-from dopd_vlm.models.policy import end_processes
+from dopd_vlm.distributed import end_processes
 lm = PolicyLM(policy=tiny.text_policy())
 assert lm.world_size == 2
 found = run_tasks(lm, ["local_lists"], include_path=Path(sys.argv[2]))

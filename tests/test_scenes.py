@@ -298,7 +298,7 @@ def test_the_task_counts_letters_and_numbers_by_kind() -> None:
 
 
 def laptop_command() -> list[str]:
-    """The embedded models' command in the recipe's header, without `python`."""
+    """The embedded models' command in the recipe's header, without `dopd`."""
     lines = [line[1:] for line in RECIPE.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(lines).replace("\\\n", " ")
     (command,) = [line for line in text.splitlines() if "embedded:student_vl" in line]
@@ -309,7 +309,7 @@ def laptop_command() -> list[str]:
 def test_the_recipe_s_laptop_command_trains(tmp_path) -> None:
     """Two steps of it; that they teach nothing at this scale is written in its header."""
     done = subprocess.run(
-        [sys.executable, *laptop_command(), f"output_dir={tmp_path}", "optim.max_steps=2",
+        [sys.executable, "-m", "dopd_vlm.scripts.main", *laptop_command(), f"output_dir={tmp_path}", "optim.max_steps=2",
          "evaluation.tasks=[]"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -81,7 +81,8 @@ def test_the_wheel_holds_the_packages_and_their_files_and_nothing_else(wheel, ch
         name for name in expected if not name.endswith(".md")
     }
     assert "dopd_vlm/data/assets/photos/ATTRIBUTION.md" in inside
-    assert not [name for name in names if "test" in Path(name).stem or "runs/" in name]
+    assert not [name for name in names if Path(name).stem.startswith("test_")]
+    assert not [name for name in names if name.startswith("tests/") or "runs/" in name]
 
 
 @pytest.fixture(scope="module")

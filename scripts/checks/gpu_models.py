@@ -19,6 +19,7 @@ from dopd_vlm.memory.known_models import IMAGE, VISION_END, VISION_START, known_
 from dopd_vlm.methods import configured_method
 from dopd_vlm.models.encoder import EncodedPrompt
 from dopd_vlm.models.policy import Policy
+from dopd_vlm.rollout.engines import open_engine
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.types import Sample, View
@@ -54,9 +55,10 @@ def make_run(
     parameters = list(student.model.parameters())
     on_gpu = device == "cuda"
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=on_gpu)
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if on_gpu else "no")
     state = TrainState(
-        config=config,
-        accelerator=Accelerator(cpu=not on_gpu, mixed_precision="bf16" if on_gpu else "no"),
+        config=config, accelerator=accelerator,
+        engine=open_engine(config.rollout, student, accelerator.autocast),
         student=student, teacher=teacher, self_target=student, method=configured_method(config),
         optimizer=optimizer, scheduler=get_constant_schedule(optimizer),
         vocab_size=len(student.head.weight),  # type: ignore[arg-type]

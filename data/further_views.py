@@ -77,8 +77,10 @@ def degraded(sample: Sample, rows: Sequence[Row], index: int, make: Make) -> Vie
 
 
 def _degraded(image: Image.Image) -> Image.Image:
-    small = tuple(max(1, round(DEGRADED_SHARE * side)) for side in image.size)
-    return image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BILINEAR)
+    width, height = (max(1, round(DEGRADED_SHARE * side)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BOX).resize(
+        image.size, Image.Resampling.BILINEAR
+    )
 
 
 VIEWS: dict[str, Callable[[Sample, Sequence[Row], int, Make], View]] = {

@@ -72,7 +72,7 @@ def failing_together() -> Iterator[None]:
         over.set()
 
 
-def _watch(store: distributed.Store, rank: int, over: threading.Event) -> None:
+def _watch(store: Any, rank: int, over: threading.Event) -> None:
     while not over.wait(PAUSE):
         try:
             words = store.get(FAILURE).decode() if store.check([FAILURE]) else None

@@ -309,8 +309,8 @@ def laptop_command() -> list[str]:
 def test_the_recipe_s_laptop_command_trains(tmp_path) -> None:
     """Two steps of it; that they teach nothing at this scale is written in its header."""
     done = subprocess.run(
-        [sys.executable, "-m", "dopd_vlm.scripts.main", *laptop_command(), f"output_dir={tmp_path}", "optim.max_steps=2",
-         "evaluation.tasks=[]"],
+        [sys.executable, "-m", "dopd_vlm.scripts.main", *laptop_command(), f"output_dir={tmp_path}",
+         "optim.max_steps=2", "evaluation.tasks=[]"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -71,7 +71,9 @@ class _RoutedSum(torch.autograd.Function):
         is_one = upstream[0].device.type == "cpu" and float(upstream[0]) == 1.0
         if ctx.plan.head_grad is not None and ctx.wants[1] and not is_one:
             # What was added cannot be scaled. On a GPU the host does not wait for the answer.
-            torch._assert_async(upstream[0] == 1.0, "with head_grad, call loss.backward() as it is")
+            torch._assert_async(  # pyright: ignore[reportPrivateImportUsage]
+                upstream[0] == 1.0, "with head_grad, call loss.backward() as it is"
+            )
         out = []
         for of in inputs:
             grad = grads.pop(0)

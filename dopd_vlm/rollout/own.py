@@ -124,7 +124,7 @@ def _sample(
     features: StepFeatures | None,
 ) -> list[Rollout]:
     """Rollouts of one batch."""
-    head, stop = output_head(policy), StopTexts(policy.tokenizer, sampling.stop)
+    head, stop = output_head(policy), StopTexts(policy, sampling.stop)
     owner = torch.arange(len(prompts)).repeat_interleave(sampling.num_generations)
     prefix = _prefix(policy, prompts, owner, min(ROOM, sampling.max_completion_length), features)
     sampler = Sampler(

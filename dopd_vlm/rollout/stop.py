@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+
+from dopd_vlm.models.policy import Policy
 
 CHECK_EVERY = 8
 """Tokens between looks at whether a sequence holds a stop text: each costs a decoded text."""
@@ -19,8 +20,9 @@ def before_stop(text: str, stop: Sequence[str]) -> str:
 class StopTexts:
     """Finds stop texts in token ids."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+    def __init__(self, policy: Policy, stop: Sequence[str]) -> None:
+        # Without stop texts no tokenizer is asked for: checks run models that have none.
+        self._tokenizer, self._stop = policy.tokenizer if stop else None, stop
         # A stop text spans at most as many tokens as it has bytes, so an older one was seen before.
         self._tail = CHECK_EVERY + max((len(one.encode()) for one in stop), default=0)
 
@@ -41,5 +43,6 @@ class StopTexts:
         return low
 
     def _holds(self, ids: Tensor) -> bool:
+        assert self._tokenizer is not None
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
         return any(one in text for one in self._stop)  # type: ignore[operator]

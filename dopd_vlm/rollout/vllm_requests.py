@@ -94,7 +94,7 @@ def rollout_of(
             f"sample {prompt.uid!r}: vLLM gave {len(drawn.ids)} tokens and {len(drawn.logp)} log-probs"
         )
     ids = torch.tensor(drawn.ids, dtype=torch.int64)
-    stop_length = StopTexts(policy.tokenizer, sampling.stop).length(ids)
+    stop_length = StopTexts(policy, sampling.stop).length(ids)
     length = stop_length or len(ids)
     ends = bool(stop_length) or int(ids[-1]) in policy.eos_ids
     return Rollout(

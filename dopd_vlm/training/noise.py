@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dopd_vlm.distributed import gather_rows, total_of
+from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.routed_loss import LossOutput
 from dopd_vlm.routing import high_gaps, privilege_advantage_gap, quantile
 from dopd_vlm.training.state import TrainState
@@ -22,12 +23,14 @@ ROWS_AGAIN = 2
 NOISE_QUANTILE = 0.95
 
 
-def routing_noise(state: TrainState, micro_batches: Sequence[MicroBatch]) -> float | None:
+def routing_noise(
+    state: TrainState, micro_batches: Sequence[MicroBatch], features: StepFeatures | None = None
+) -> float | None:
     """Nats by which the arithmetic moves gaps: the 95% quantile of |gap - gap scored again|.
 
     The first completions are scored again one by one, where they were scored with others, else in
-    twos. Without gradient. A collective: every process calls it. None for a method that does not
-    route by gap, and without tokens.
+    twos. Without gradient; images are taken from `features`, so no tower runs again. A collective:
+    every process calls it. None for a method that does not route by gap, and without tokens.
     """
     if not state.method.by_gap:
         return None
@@ -37,7 +40,7 @@ def routing_noise(state: TrainState, micro_batches: Sequence[MicroBatch]) -> flo
     size = 2 if state.config.optim.score_batch_size == 1 else 1
     optim = replace(state.config.optim, micro_batch_size=size, score_batch_size=size)
     alone = replace(state, config=replace(state.config, optim=optim))
-    again = score_targets(alone, samples * size, rollouts * size)
+    again = score_targets(alone, samples * size, rollouts * size, features)
     before = {id(r): gap for r, gap in _gaps(first)}
     moved = [(gap - before[id(r)]).abs() for r, gap in _gaps(again)]
     device = state.accelerator.device

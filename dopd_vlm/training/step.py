@@ -141,9 +141,9 @@ def distil_step(
     features = features or StepFeatures()
     with clock.phase("score"):
         micro_batches = score_targets(state, samples, rollouts, features)
+        noise = routing_noise(state, micro_batches, features)
         features.keep_only(state.student)
         limits = batch_limits(state, micro_batches)
-        noise = routing_noise(state, micro_batches)
         counts = batch_counts(state, rollouts)
     if counts.num_sequences == 0:
         raise ValueError(

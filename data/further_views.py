@@ -105,8 +105,8 @@ def with_views(
         ValueError: an unknown name; a view that the rows do not allow.
     """
     check_views(names)
-    made = {name: VIEWS[name](sample, rows, index, make) for name in names}
-    return replace(sample, views={**sample.views, **made})
+    views = {name: VIEWS[name](sample, rows, index, make) for name in names}
+    return replace(sample, views={**sample.views, **views})
 
 
 def check_views(names: Sequence[str]) -> None:

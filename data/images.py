@@ -24,7 +24,7 @@ def load_image(
 
     Args:
         source: a path, `{"bytes": ..., "path": ...}` as `datasets` has it, or a PIL image.
-        root: folder a path must lie in; absolute paths, `..` and links out are refused. None: a
+        root: folder that a path must be in; absolute paths, `..` and links out are refused. None: a
             path is taken as it is.
         max_pixels: limit on width x height of the stored image.
 
@@ -91,7 +91,7 @@ def _inside(source: str | Path, root: Path, word: str) -> Path:
 def _decode(name: str, file: Any, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # Our own limit stands in for Pillow's, which only warns below twice its size.
+            # Our own limit replaces Pillow's, which only warns below twice its size.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 _check_size(name, image, max_pixels)

@@ -93,10 +93,10 @@ def read_rows(
             `datasets` id on the hub; a `datasets.Dataset`; or dicts in memory.
         split: keeps this split: the data set's own, else rows whose `meta.split` it is.
         name: configuration of a hub data set.
-        root: folder of the images where it is not the one `source` lies in.
+        root: folder of the images; by default the folder of `source`.
 
     Returns:
-        A sequence; what lies on the disk stays there and rows are made when asked for.
+        A sequence; rows stay on the disk and are read when asked for.
 
     Raises:
         ValueError: no such source or split, a file that cannot be read at all.

@@ -17,7 +17,7 @@ from .views import AnnotationChoice, Skipped, check_choices, make_sample, origin
 MAX_LISTED = 20
 """Problems that the data card lists; all are counted."""
 MIN_LEAK_LENGTH = 12
-"""Characters from which a privileged line that stands in the question too is a leak, not chance."""
+"""A privileged line of at least so many characters that is also in the question is a leak, not chance."""
 TRAPS = {"hint": "VLMEvalKit prints a column of this name into the student's prompt"}
 SampleCheck = Callable[[Sample], str | None]
 """Why a sample is of no use for something, or None."""
@@ -256,7 +256,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def _leak(sample: Sample) -> str | None:
-    """A privileged line that stands in what the student reads, too."""
+    """A privileged line that is also in what the student reads."""
     turns = [str(turn["content"]) for turn in sample.history]
     seen = "\n".join([sample.question, sample.system or "", *turns])
     lines = (line.strip() for line in sample.privileged.context.splitlines())

@@ -50,7 +50,7 @@ def load_clips(
     Args:
         sources: a list of paths, or of `{"path", "fps", "max_frames", "video_start", "video_end"}`,
             the last two in seconds; None is no video.
-        root: folder the paths must lie in, as for images.
+        root: folder that the paths must be in, as for images.
 
     Raises:
         ValueError: another form, a missing or damaged file, no decoder installed.

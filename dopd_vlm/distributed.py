@@ -26,7 +26,7 @@ PAUSE = 2.0
 FAILURE = "dopd_vlm/failure"
 """Key under which the first process that fails leaves its words."""
 FOREIGN = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
-"""Set by `accelerate launch` for what would change how a model lies over processes."""
+"""Set by `accelerate launch` for ways of sharding a model over processes."""
 
 
 def process_state() -> PartialState:

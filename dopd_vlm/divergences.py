@@ -71,7 +71,7 @@ def generalized_jsd(student_logp: Tensor, target_logp: Tensor, beta: float = 0.5
 
 
 def check_beta(beta: float) -> None:
-    """Raises ValueError unless beta lies in [0, 1]."""
+    """Raises ValueError unless beta is in [0, 1]."""
     if not 0.0 <= beta <= 1.0:
         raise ValueError(
             f"beta={beta} is outside [0, 1]; 0 is the forward KL, 1 the reverse KL, 0.5 the JS"
@@ -154,7 +154,7 @@ def support_divergence(
     """The divergence of two distributions known on a support only.  [..., K], [..., K] -> [...]
 
     Inputs are log-probabilities of the full distribution at the K support tokens; `tail` says
-    what stands for the rest (see `top_k_reverse_kl`).
+    what the rest becomes (see `top_k_reverse_kl`).
     """
     student, target = with_tail_bucket(student_logp), with_tail_bucket(target_logp)
     return partition_divergence(divergence, student, target, tail)

@@ -1,7 +1,7 @@
 """JSON lines and whole files that survive a kill.
 
 A log grows by whole lines: what a kill left half-written is never read, and cut off before the next
-line. Any other file is written beside its place and renamed, so that nobody ever reads half of it.
+line. Any other file is written under another name and renamed, so that nobody ever reads half of it.
 """
 
 import json
@@ -69,9 +69,9 @@ def write_whole(path: Path, text: str) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A free name beside `path` for a file, folder or link, renamed to `path` when the block ends.
+    """A free name in the folder of `path` for a file, folder or link, renamed to `path` when the block ends.
 
-    When the block raises, what stands under that name is deleted and `path` stays as it was.
+    When the block raises, what has that name is deleted and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -107,7 +107,7 @@ def train(
     `recipe` is what config.yaml will say, where that differs from `config`: names in place of folders.
     `rows` is what was found in the rows beforehand: it goes to rows.json, for the run page.
     `samples[i]` may raise ValueError for a bad row: it is counted, written to skipped.jsonl, and a
-    good row stands in for it.
+    good row takes its place.
     Raises ValueError before the first step for whatever a recipe can get wrong.
     """
     check_trackers(config.tracking)
@@ -272,7 +272,7 @@ class Loop:
             yield from self.share(row_order(len(self.samples), config.seed, step * size, size))
 
     def batch(self) -> list[EncodedSample]:
-        """This process's share of the step's rows, encoded; a good row stands in for each bad one."""
+        """This process's share of the step's rows, encoded; a good row takes the place of each bad one."""
         size = self.state.config.optim.batch_size
         places = self.share(range(self.state.step * size, (self.state.step + 1) * size))
         rows = [

@@ -62,7 +62,7 @@ class Sample:
 
     @property
     def place(self) -> str:
-        """Where the row lies, as ` (FILE line N)` behind a message; empty for a sample of no file."""
+        """Where the row is, as ` (FILE line N)` after a message; empty for a sample of no file."""
         file, line = self.source.get("file"), self.source.get("line")
         return f" ({file}{f' line {line}' if line else ''})" if file else ""
 
@@ -171,11 +171,11 @@ class Rollout:
     source: "CompletionSource" = "student"
     """Who wrote it; the student's alone count as its accuracy."""
     policy_version: int = 0
-    """Optimizer steps behind the weights that it was sampled from."""
+    """Optimizer steps that made the weights it was sampled from."""
 
 
 class Regime(IntEnum):
-    """Where a token stands in DOPD's routing (paper section 1.4); masked tokens carry -1."""
+    """A token's place in DOPD's routing (paper section 1.4); masked tokens carry -1."""
 
     LH = 0
     """Low gap, both confident: light teaching."""

@@ -184,13 +184,13 @@ def _judged(
     return asked.judged(records, job.samples, progress, f"{job.title} judge")
 
 
-def _with_judge(found: Results, records: Sequence[Record], judge: Endpoint) -> Results:
+def _with_judge(results: Results, records: Sequence[Record], judge: Endpoint) -> Results:
     summary = judge_summary(records, endpoint_name(judge))
     agreement = {} if summary["agreement"] is None else {"judge_agreement": summary["agreement"]}
     return replace(
-        found,
-        second={**found.second, **agreement},
-        settings={**found.settings, "judge": summary},
+        results,
+        second={**results.second, **agreement},
+        settings={**results.settings, "judge": summary},
     )
 
 

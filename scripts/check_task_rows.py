@@ -112,7 +112,7 @@ def gold_text(task: Benchmark, sample: Sample, raw: Row) -> str | None:
 
 
 def wrong_text(sample: Sample, task: Benchmark) -> str | None:
-    """An answer in the right form that is none; None where any text may be right."""
+    """A wrong answer in the right form; None where any text may be right."""
     kind = task.answer_type if task.answer_type != "row" else sample.answer_type
     if kind in WRONG:
         return WRONG[kind](sample)

@@ -125,7 +125,7 @@ def rollouts(
     empty = {"text": "", "context": "", "images": []}
     pages = {}
     for sample, record in zip(samples, maps, strict=True):
-        # Images and prompts stand in the card already.
+        # The card has images and prompts already.
         probe = {"uid": sample.uid, "answer": sample.answer, "plain": empty, "privileged": empty}
         pages[sample.uid] = token_map_html([probe], [record], method_text(state.method))
     return pages, {record["uid"]: tuple(record["tokens"]) for record in maps}
@@ -260,7 +260,7 @@ def _annotations(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _import(options: argparse.Namespace) -> None:
-    """Writes the rows into --out; from then on they are the source, and the page lies beside them."""
+    """Writes the rows into --out; from then on they are the source, and the page is in the same folder."""
     kind, source = options.imported
     written, skipped = import_folder(kind, Path(source), options.out, images=options.images)
     print(f"{written} rows in {options.out}, {len(skipped)} skipped")

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"stopped: {error}", style="red", markup=False)
         return 1
     except KeyboardInterrupt:  # before the first step, or a second time during one
-        console.print("stopped at once: what was saved stands, resume=true goes on from there")
+        console.print("stopped at once: resume=true goes on from what was saved")
         return 130
 
 
@@ -120,7 +120,7 @@ def show(config: RunConfig, console: Console) -> int:
     from dopd_vlm.scripts.wiring.samples import further_views, resizer, resolved, training_samples
 
     method = configured_method(config)
-    with console.status("finding where the rows lie"):
+    with console.status("indexing the rows"):
         samples = training_samples(
             config.data, resize=resizer(resolved(config)), views=further_views(config)
         )
@@ -200,7 +200,7 @@ def run(config: RunConfig, console: Console) -> int:
 
     disable_progress_bar()
     recipe, config = config, resolved(config)
-    with console.status("finding where the rows lie"):
+    with console.status("indexing the rows"):
         samples = training_samples(config.data, resize=resizer(config), views=further_views(config))
     reader = load_reader(config.student, config.prompts)
     check = check_rows(samples, config.data.validate_rows, console, reader)
@@ -226,7 +226,7 @@ def run(config: RunConfig, console: Console) -> int:
 def closing(
     config: RunConfig, evaluation: Evaluation, result: TrainResult, console: Console
 ) -> None:
-    """The table of this run, where it lies and what to try next."""
+    """The table of this run, its folder and what to try next."""
     if config.evaluation.tasks:
         console.print(evaluation.table())
     if result.num_skipped:

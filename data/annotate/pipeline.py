@@ -212,7 +212,7 @@ class _Run:
         return {**head, **vars(reply)}
 
     def _fields(self, kind: str, step: str, shown: ShownRow) -> dict[str, Any]:
-        """What the request says beside its messages."""
+        """What the request sets besides its messages."""
         if not self.task.json_schema:
             return {}
         schema = {

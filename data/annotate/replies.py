@@ -64,7 +64,7 @@ def read_annotation(
 def reply_schema(kind: str, step: str, num_images: int) -> dict[str, Any]:
     """JSON schema of a pass's reply, for endpoints that can enforce one.
 
-    It covers the form only: numbers may still lie outside the image, hints may still give the answer.
+    It covers the form only: numbers may still be outside the image, and hints may still give the answer away.
     """
     words = {"type": "string", "minLength": 1, "maxLength": MAX_LETTERS}
     if step == "check":

@@ -51,12 +51,12 @@ class RepliesFile:
                 if number > 1:
                     self._places[record["uid"]].append((offset, len(line)))
                     continue
-                kept = record["settings"]
+                earlier = record["settings"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self._path} line {number} is no reply: {error}") from error
-            if kept != dict(settings):
-                changed = [key for key in settings if kept.get(key) != settings[key]]
+            if earlier != dict(settings):
+                changed = [key for key in settings if earlier.get(key) != settings[key]]
                 raise ValueError(
                     f"{self._path} holds replies under other settings ({', '.join(changed)}: "
-                    f"{[kept.get(key) for key in changed]}); choose another --out"
+                    f"{[earlier.get(key) for key in changed]}); choose another --out"
                 )

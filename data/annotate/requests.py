@@ -185,7 +185,7 @@ def _fill(template: str, row: ShownRow, more: Mapping[str, str]) -> str:
 
 
 def _question(question: Question) -> str:
-    """Earlier turns, the question and its choices; of several images, which stands where."""
+    """Earlier turns, the question and its choices; with several images, where each of them goes."""
     lines = [f"{turn['role']}: {turn['content']}" for turn in question.history]
     pieces = question.text.split(PLACEHOLDER)
     if len(pieces) > 2:

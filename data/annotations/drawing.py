@@ -29,7 +29,7 @@ TINT = 0.45
 """Opacity of a mask's colour."""
 MIN_FONT_PX = 9
 LARGEST_TAG = 1 / 8
-"""Share of the image above which a label hides more than it says: the mark then stands alone."""
+"""Share of the image above which a label hides more than it says: the mark is then drawn without one."""
 LABEL_WEIGHT = 8
 """How much worse it is to hide a pixel of another label than one of a marked place."""
 
@@ -102,7 +102,7 @@ def draw_masks(
 
     Args:
         areas: bool [height, width] each.
-        around: the areas' bounds, at which labels stand.
+        around: the areas' bounds, next to which labels are put.
     """
     import torch
     from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
@@ -193,7 +193,7 @@ def _free_spot(
 
 
 def _shared(place: np.ndarray, used: np.ndarray) -> float:
-    """Pixels of `place` [4] that lie under one of `used` [n, 4]."""
+    """Pixels of `place` [4] that one of `used` [n, 4] covers."""
     corner, opposite = np.maximum(place[:2], used[:, :2]), np.minimum(place[2:], used[:, 2:])
     return float((opposite - corner).clip(min=0).prod(axis=1).sum())
 

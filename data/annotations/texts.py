@@ -61,7 +61,7 @@ class Solution:
 
 
 class SceneGraph:
-    """What stands in which relation to what: `[[subject, relation, object]]`."""
+    """Relations between things: `[[subject, relation, object]]`."""
 
     def parse(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> tuple[tuple[str, str, str], ...]:
         """Checked triples of non-empty strings."""

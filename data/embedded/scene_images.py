@@ -1,6 +1,6 @@
-"""Images of the embedded scenes: where things lie, and what of each can be seen.
+"""Images of the embedded scenes: where things are, and how much of each can be seen.
 
-Places are in pixels of the image, x right, y down. Later items lie over earlier ones.
+Places are in pixels of the image, x right, y down. Later items cover earlier ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -105,7 +105,7 @@ def place_items(
     items: Sequence[Item],
     fits: Callable[[Sequence[Item]], bool],
 ) -> tuple[Item, ...]:
-    """The items at random places inside the image, hardly over each other, such that `fits`."""
+    """The items at random places inside the image, with little overlap and so that `fits` holds."""
     while True:
         placed = _try_to_place(generator, items)
         if placed is not None and fits(placed):

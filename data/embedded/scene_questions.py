@@ -1,7 +1,7 @@
 """The five kinds of questions about embedded scenes, so that nothing but the image tells.
 
 Right letters, counts, quarters and directions take turns by `slot`; the rest is drawn. So the
-words of a question say nothing about its answer: every kind has a chance of one in four.
+the words of a question do not give its answer away: every kind has a chance of one in four.
 """
 
 from collections.abc import Callable, Mapping, Sequence

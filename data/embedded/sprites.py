@@ -1,6 +1,6 @@
 """Cut-outs and photographs that the embedded scenes are composed of.
 
-They lie in assets/scenes_parts with their licences; `scripts/make/scenes.py parts` makes them.
+`scripts/make/scenes.py parts` writes them, with their licences, to assets/scenes_parts.
 Sprites and photographs of the split `train` are in no other split, and the other way round.
 """
 

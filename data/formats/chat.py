@@ -42,15 +42,17 @@ def from_llava(source: Path, question: str) -> Iterator[Row]:
 def from_trl(source: Path, question: str) -> Iterator[Row]:
     """TRL's vision rows: `messages`, or `prompt` and `completion`, with `privileged_context`."""
     for row in sound_rows(source):
-        kept = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+        mapped = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
         prompt, completion = row.get("prompt"), row.get("completion")
         if isinstance(prompt, str):
-            kept["question"] = prompt
+            mapped["question"] = prompt
         elif prompt is not None:
-            kept["messages"] = prompt
-        if completion is not None and kept.get("answer") is None:
-            kept["answer"] = completion if isinstance(completion, str) else _text_of(completion[0])
-        yield kept
+            mapped["messages"] = prompt
+        if completion is not None and mapped.get("answer") is None:
+            mapped["answer"] = (
+                completion if isinstance(completion, str) else _text_of(completion[0])
+            )
+        yield mapped
 
 
 def from_ms_swift(source: Path, question: str) -> Iterator[Row]:

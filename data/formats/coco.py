@@ -26,7 +26,7 @@ def from_coco(source: Path, question: str) -> Iterator[Row]:
 
     COCO asks nothing, so the question is the default one; its answer is the first caption. `source`
     is a file, or a folder whose files are taken together: instances and captions of one split.
-    Crowd regions, whose boxes stand for no single object, are left out and counted in `meta`.
+    Crowd regions, whose boxes hold many objects, are left out and counted in `meta`.
     """
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     data = [read_json(file) for file in files]

@@ -51,7 +51,7 @@ def write_rows(
 
 
 def with_files(row: Mapping[str, Any], stem: str, out: Path, root: str | Path | None) -> Row:
-    """The row without `origin`, naming images that now lie under `out/images`.
+    """The row without `origin`, naming images that are now in `out/images`.
 
     Raises:
         ValueError: an image that cannot be loaded; none of the row's images is then left.

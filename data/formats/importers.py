@@ -27,7 +27,7 @@ SKIPPED = "skipped.jsonl"
 
 
 def from_folder(source: Path, question: str) -> Iterator[Row]:
-    """A row per image below a folder; the answer is the name of the folder it lies in."""
+    """A row per image below a folder; the answer is the name of its folder."""
     for path in sorted(source.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             name = path.relative_to(source)

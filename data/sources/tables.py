@@ -27,7 +27,7 @@ class Table(Protocol):
         ...
 
     def heads(self) -> Iterator[Mapping[str, Any] | None]:
-        """uid and meta of every row, where there are such; None for a row that cannot be read."""
+        """uid and meta of every row, as far as it has them; None for a row that cannot be read."""
         ...
 
 

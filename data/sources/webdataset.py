@@ -19,7 +19,7 @@ TEXT_COLUMNS = ("txt", "cls")
 
 
 class TarTable:
-    """Rows of tar shards; where each file lies is held, the files stay on the disk."""
+    """Rows of tar shards; only the place of each file is held in memory."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Reads the headers of all shards.

@@ -149,7 +149,7 @@ class MethodConfig:
     """Nats; a gap below it is low whatever the threshold, as where it is rounding (`routing/noise`); null is none, as
     in the paper."""
     threshold_scope: Literal["batch", "process"] = "batch"
-    """Tokens behind the thresholds: the whole optimizer batch, or each process's own share of it."""
+    """Tokens that the thresholds are taken from: the whole optimizer batch, or each process's own share of it."""
     reduction: Literal["sequence-mean", "token-mean"] = "sequence-mean"
     """Mean over sequences of means over tokens (the paper's Eq. 10), or mean over the batch's tokens."""
     light_weight: float | None = None

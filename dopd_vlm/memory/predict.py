@@ -99,7 +99,7 @@ def predict(
     Args:
         config: the recipe; its models need no more than config and processor, or are in `known_models.KNOWN`.
         method: its method.
-        prompts: encoded prompts of some rows in both views. The longest stands for all.
+        prompts: encoded prompts of some rows in both views. All are taken to be as long as the longest.
         device: decides number formats and the size of the loss's chunks.
         num_processes: that share the batch.
 
@@ -133,7 +133,7 @@ def predict(
 
 
 def _with_chunks(state: TrainState, free: int) -> TrainState:
-    """The size of a chunk that `softmax.default_chunk_size` would choose beside the models."""
+    """The size of a chunk that `softmax.default_chunk_size` would choose with the models in memory."""
     rows = cuda_chunk_rows(free, 4 * state.vocab_size)
     method = replace(state.config.method, chunk_size=rows)
     return replace(state, config=replace(state.config, method=method))
@@ -162,7 +162,7 @@ def _step_of(
 def _rollout_of(
     state: TrainState, prompts: Mapping[ViewName, Sequence[EncodedPrompt]], wanted: int
 ) -> Bytes:
-    """The last batch of rollouts, beside the features of all images before it."""
+    """The last batch of rollouts, and the features of all images before it."""
     size = min(wanted, state.config.rollout.batch_size)
     with dry_run(state.accelerator.device.type, state.vocab_size) as live:
         features = StepFeatures()

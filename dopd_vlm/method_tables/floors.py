@@ -1,4 +1,4 @@
-"""Off-policy floors and GKD, which stands between them and on-policy distillation."""
+"""Off-policy floors and GKD, which is between them and on-policy distillation."""
 
 from dataclasses import replace
 

@@ -44,7 +44,7 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """B completions behind U prompts, as tensors."""
+    """B completions after U prompts, as tensors."""
 
     prompts: dict[str, Tensor]
     """Token inputs [U, P], padded on the left: each prompt once where it is shared."""
@@ -76,7 +76,7 @@ class Encoder:
     """A ProcessorMixin for vision-language models, the tokenizer itself for text-only ones."""
     family: Family
     image_token_id: int | None
-    """The id that stands for a piece of an image; None for text-only models."""
+    """The id of one piece of an image; None for text-only models."""
     path: str
     """Where the model was loaded from, for messages."""
     context: int | None = None

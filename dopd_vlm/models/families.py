@@ -1,6 +1,6 @@
 """What differs between model families: one record each. A new family is a new record (ADD_A_FAMILY.md).
 
-The rest of the code knows a family's model through this record alone: which inputs its processor makes beside
+The rest of the code knows a family's model through this record alone: which inputs its processor makes besides
 token ids and pixels, how many tokens an image becomes, how positions are counted, which numbers it writes for
 places in an image.
 """
@@ -34,7 +34,7 @@ class Family:
     count_image_tokens: CountImageTokens | None = None
     """None trusts the processor, which then refuses a wrong number itself."""
     token_inputs: tuple[str, ...] = ()
-    """Inputs with one entry per token that the processor makes beside input_ids; 0 at text."""
+    """Inputs with one entry per token that the processor makes besides input_ids; 0 at text."""
     has_3d_positions: bool = False
     """Whether image tokens stand on time, height and width (`get_rope_index`)."""
     marker_ids: tuple[str, ...] = ("image_token_id",)
@@ -105,7 +105,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="SmolVLM",
         model_types=("smolvlm", "idefics3"),
-        # Its images lie in one row of the batch, tile behind tile.
+        # Its images are in one row of the batch, tile after tile.
         count_image_tokens=partial(_tokens_of_tiles, length="image_seq_len", axis=1),
     ),
 )

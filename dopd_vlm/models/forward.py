@@ -25,7 +25,7 @@ from dopd_vlm.models.policy import Policy
 
 
 def completion_hidden(policy: Policy, batch: Batch, features: StepFeatures | None = None) -> Tensor:
-    """[B, T, H] last hidden states that predict the completion; rows behind the mask are arbitrary.
+    """[B, T, H] last hidden states that predict the completion; masked rows are arbitrary.
 
     Calls the backbone, not the text decoder: on a vision-language model the latter would read image
     placeholders as words. Gradient as the caller's mode says. Where completions share prompts, each
@@ -213,7 +213,7 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Writes behind the last token; returns all keys and values so far."""
+        """Writes after the last token; returns all keys and values so far."""
         start, self._length = self._length, self._length + key_states.shape[-2]
         keys, values = self._buffers
         if self._length > keys.shape[-2]:

@@ -79,7 +79,7 @@ def split(images: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def join(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of several prompts' images one behind the other; a single one as it is.
+    """Tensors of several prompts' images, concatenated; a single one as it is.
 
     Some may lack what others have. Where all but the first axis differ (tiles a prompt, pixels a tile),
     the smaller ones are filled up with 0, which processors mean by padding.

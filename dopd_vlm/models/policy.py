@@ -209,7 +209,7 @@ def check_vocabularies(student: Policy, teacher: Policy) -> None:
     """Raise ValueError unless both tokenizers map the same tokens to the same ids.
 
     Head widths may differ by padding. Warns where the teacher ends its turns with tokens that the student does
-    not stop at (a Base student of an Instruct teacher): completions would run on behind them.
+    not stop at (a Base student of an Instruct teacher): completions would run on after them.
     """
     missing = sorted(set(teacher.eos_ids) - set(student.eos_ids))
     if missing:

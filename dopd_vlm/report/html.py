@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 ASSETS = Path(__file__).parent / "assets"
 NUMBER = re.compile(r"[+-]?\d|-$")
-"""How a cell of a number begins; a lone dash stands for none."""
+"""How a cell of a number begins; a lone dash means none."""
 
 
 def render(template: str, **values: Any) -> Markup:

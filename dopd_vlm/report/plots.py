@@ -1,4 +1,4 @@
-"""The plots of report.html, one row each: where a plot stands, how to read it, how it is built, what is compared.
+"""The plots of report.html, one row each: its section, how to read it, how it is built, what is compared.
 
 A new metric reaches the pages in two places: where it is computed, and a row here.
 """
@@ -130,7 +130,7 @@ PLOTS: tuple[Plot, ...] = (
                 unit="accuracy",
                 caption=(
                     "Right answers among the sampled completions: higher is better, and a sampled score "
-                    "lies below the greedy one; bad is a run that stays at its start."
+                    "is below the greedy one; bad is a run that stays at its start."
                 ),
             ),
             Compared(

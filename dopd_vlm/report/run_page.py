@@ -74,19 +74,20 @@ def main_facts(run: RunRecord) -> dict[str, Any]:
 
 def row_facts(run: RunRecord) -> dict[str, str]:
     """What the accuracies leave out, and the words that the student cannot read; empty where nobody looked."""
-    found = run.rows
-    if not found:
+    counts = run.rows
+    if not counts:
         return {}
-    good, unscorable = found["good"], found["unscorable"]
+    good, unscorable = counts["good"], counts["unscorable"]
     left_out = {
-        f"rows of {task} that do not count": str(count) for task, count in found["left_out"].items()
+        f"rows of {task} that do not count": str(count)
+        for task, count in counts["left_out"].items()
     }
     return {
         "answers of training rows that no scorer reads": (
             f"{unscorable} of {good} rows that were tried: they train, and count in no accuracy"
         ),
         **left_out,
-        UNKNOWN_WORDS: unknown_words(found["unknown"]),
+        UNKNOWN_WORDS: unknown_words(counts["unknown"]),
     }
 
 

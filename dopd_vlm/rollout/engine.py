@@ -1,6 +1,6 @@
 """`RolloutEngine`: what samples completions, for training, probes and evaluation.
 
-A version is the number of optimizer steps behind the weights. An engine says under which version each
+A version is the number of optimizer steps that made the weights. An engine says under which version each
 completion was drawn, and refuses to draw under another than it is asked for.
 """
 

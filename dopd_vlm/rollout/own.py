@@ -145,7 +145,7 @@ def _sample(
 
 
 def _noise(prompts: Sequence[EncodedPrompt], sampling: Sampling) -> Tensor:
-    """Uniform numbers in [0, 1), float64 [B, T]: each completion's own, whatever stands beside it."""
+    """Uniform numbers in [0, 1), float64 [B, T]: each completion's own, whatever else is in the batch."""
     seeds = [
         sequence_seed(sampling.seed, prompt.uid, prompt.number, index)
         for prompt in prompts
@@ -234,7 +234,7 @@ def _decode(
     max_length: int,
     stop: StopTexts | None,
 ) -> tuple[Tensor, Tensor]:
-    """ids and log-probs, both [B, T]; what stands behind a sequence's first EOS means nothing."""
+    """ids and log-probs, both [B, T]; what follows a sequence's first EOS means nothing."""
     hidden = prefix.last_hidden
     size, device = len(hidden), hidden.device
     ids = torch.full((size, max_length), sampler.pad_id, device=device)

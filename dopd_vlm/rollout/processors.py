@@ -51,7 +51,7 @@ class Penalties:
 
     @classmethod
     def of(cls, sampling: Sampling, ids: Tensor, mask: Tensor, vocab_size: int) -> "Penalties":
-        """Before the first draw behind prompts ids [B, P] with mask [B, P]."""
+        """Before the first draw after prompts ids [B, P] with mask [B, P]."""
         hits = torch.zeros(len(ids), vocab_size, dtype=torch.int32, device=ids.device)
         hits.scatter_add_(1, ids, mask.to(torch.int32))
         return cls(sampling=sampling, in_prompt=hits > 0, counts=torch.zeros_like(hits))

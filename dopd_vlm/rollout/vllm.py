@@ -1,4 +1,4 @@
-"""`rollout.engine=vllm`: vLLM in this process, beside the model that trains.
+"""`rollout.engine=vllm`: vLLM in the process that trains.
 
 Each process has an engine of its own, for its own prompts; weights go from the trained parameters
 straight into vLLM's. Draws are a function of weights, prompt, settings and place up to vLLM's own rounding,

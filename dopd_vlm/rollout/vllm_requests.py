@@ -14,7 +14,7 @@ from dopd_vlm.rollout.stop import StopTexts
 from dopd_vlm.types import Rollout, Sampling
 
 LEAST_TEMPERATURE = 0.01
-"""vLLM raises what lies between 0 and this to it, without an error."""
+"""vLLM silently raises values between 0 and this one to it."""
 
 
 @dataclass(frozen=True, kw_only=True)

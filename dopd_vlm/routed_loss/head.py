@@ -45,7 +45,7 @@ def as_head(head: Tensor | Head, bias: Tensor | None = None) -> Head:
     """A weight (and bias) as a Head; a Head as it is.
 
     Raises:
-        ValueError: a bias beside a Head, or a weight that is not [V, H].
+        ValueError: a bias besides a Head, or a weight that is not [V, H].
     """
     if isinstance(head, Head):
         if bias is not None:

@@ -180,7 +180,7 @@ def routing_of(
     limits: Limits | None,
     trim: float,
 ) -> Routing:
-    """The routing of a batch that stands alone, for a router that compares the targets themselves, or nothing.
+    """The routing of one batch by itself, for a router that compares the targets themselves, or nothing.
 
     logp: name of a target -> [B, T] of the sampled tokens at temperature 1. Limits that are None are those
     of this batch.

@@ -12,7 +12,7 @@ from torch import Tensor
 UPCAST_TILE = 8192
 """Rows of a lower-precision weight that are upcast at a time, so that no full copy exists."""
 PRODUCT_TILE_BYTES = 4 << 20
-"""Size of the result of one oneDNN product: it lies in the cache when it is copied or added."""
+"""Size of the result of one oneDNN product: it is still in the cache when it is copied or added."""
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 

@@ -50,7 +50,7 @@ def target_scores(
         completion_ids: int64 [B, T].
         mask: bool [B, T].
         top_k: size of the support to keep; None keeps none.
-        bias: [V], beside a plain weight.
+        bias: [V], with a plain weight.
         temperature: of the loss; the routing's log-probs are always at temperature 1.
         vocab_size: width of the softmax; the smaller of student's and target's when they are
             padded differently (as routed_loss cuts them). None is V.

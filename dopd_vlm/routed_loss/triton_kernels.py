@@ -152,7 +152,7 @@ def rest_kernel(
     keys, sums, fold_stride, candidates, num_candidates, last_key, log_rest,
     inverse_temperature, num_folds, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """log sum exp(x / T) of all entries behind `last_key`, float64: whole folds, and candidates that were not
+    """log sum exp(x / T) of all entries after `last_key`, float64: whole folds, and candidates that were not
     taken. Sums of the rest alone: 1 - mass would be noise where the support holds nearly everything."""
     index = tl.program_id(0).to(tl.int64)
     last = tl.load(last_key + index)

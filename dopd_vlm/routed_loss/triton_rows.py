@@ -1,7 +1,7 @@
 """Rows of raw logits on the GPU: each pass over the vocabulary is one Triton kernel.
 
 Bytes a logit (float32 logits, bfloat16 gradient): `score` reads once (4), `support_grad_` twice and writes
-(10), `full_grad_` four times and writes two rows' worth (26). What lies around the kernels is [C, K] or
+(10), `full_grad_` four times and writes two rows' worth (26). What is read and written outside the kernels is [C, K] or
 [C, V / FOLD]. Nothing here waits for the device.
 
 Shapes: C rows, V width, K support.
@@ -25,7 +25,7 @@ from dopd_vlm.routed_loss.softmax import Partition, partition_of
 from dopd_vlm.types import Route
 
 FOLD = 32
-"""Entries whose maximum stands for them in the search for the top-K."""
+"""Entries of a fold: only its maximum is looked at in the search for the top-K."""
 KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
 """Divergences that the kernels know, by number."""
 EXCLUDED = torch.finfo(torch.float32).min

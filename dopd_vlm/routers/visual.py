@@ -29,7 +29,7 @@ def visual_advantage(scores: Scores, limits: None) -> Routing:
 
 
 def _halves(advantage: Tensor, width: int) -> Tensor:
-    """Token weights of one completion; their mean over its tokens is 1.  [L] -> [width], 0 behind L"""
+    """Token weights of one completion; their mean over its tokens is 1.  [L] -> [width], 0 after L"""
     length = len(advantage)
     top = max(1, round(TOP_SHARE * length))
     weight = advantage.new_zeros(width)

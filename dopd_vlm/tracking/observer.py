@@ -1,4 +1,4 @@
-"""What a run looks at beside its loss: histograms, token maps, the privilege probe and report.html.
+"""What a run looks at besides its loss: histograms, token maps, the privilege probe and report.html.
 
 The numbers are what counts: a failure in here is logged, and the run goes on.
 """
@@ -32,7 +32,7 @@ from dopd_vlm.types import Sample, Sampling, ViewName
 log = logging.getLogger(__name__)
 
 GAP_RANGE = (1e-6, 30.0)
-"""Nats; what lies outside is counted in the first and the last bin."""
+"""Nats; values outside are counted in the first and the last bin."""
 GAP_BINS = 60
 """Evenly spaced in log gap."""
 PROBABILITY_BINS = 25

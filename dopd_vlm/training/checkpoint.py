@@ -1,4 +1,4 @@
-"""Save and resume: a Hugging Face folder for users, and beside it what the next step needs.
+"""Save and resume: a Hugging Face folder for users, and inside it what the next step needs.
 
     runs/NAME/checkpoints/step_000100/          student weights and processor, loadable by the Auto classes
     runs/NAME/checkpoints/step_000100/trainer/  optimizer, schedule, step, self-target

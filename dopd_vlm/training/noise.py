@@ -1,7 +1,7 @@
 """How much of the routing is above the noise of the arithmetic: a few completions are scored once more.
 
 The same completion among other rows gives other last digits, in bfloat16 far more than the last. A gap
-that is smaller than what this moves says nothing about teacher and self-target.
+that is smaller than this difference tells nothing about teacher and self-target.
 """
 
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ class Parcel:
     sizes: tuple[int, ...]
     """Bytes of each array."""
     block: torch.Tensor | bytes
-    """uint8 [N], the arrays one behind the other; as bytes where shared memory has no room."""
+    """uint8 [N], the arrays one after the other; as bytes where shared memory has no room."""
 
 
 def pack(value: Any) -> Parcel:
@@ -51,7 +51,7 @@ def pack(value: Any) -> Parcel:
 def unpack(parcel: Parcel) -> Any:
     """The value; its tensors lie in the parcel's block."""
     block = parcel.block
-    # A bytearray, as what lies in bytes could not be written to.
+    # A bytearray, as bytes cannot be written to.
     whole = (
         block.numpy()
         if isinstance(block, torch.Tensor)

@@ -63,7 +63,7 @@ def rescored_logp(
     rollouts: Sequence[Rollout],
     sampling: Sampling,
 ) -> list[Tensor]:
-    """Log-probs fp32 [T] of each completion behind its prompt, after temperature and cuts; no penalties."""
+    """Log-probs fp32 [T] of each completion after its prompt, after temperature and cuts; no penalties."""
     warpers = make_warpers(sampling, policy.visual_ids, policy.device)
     parts = []
     for prompt, rollout in zip(prompts, rollouts, strict=True):

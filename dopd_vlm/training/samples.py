@@ -163,7 +163,7 @@ class EncodedStream:
 
 
 def start_server(samples: Sequence[Sample]) -> None:
-    """Begins, beside this process, the imports that all workers share; a second call does nothing.
+    """Starts a process with the imports that all workers share; a second call does nothing.
 
     Workers are forked from this server, which has neither models nor threads: a fork of the
     trainer would copy both in whatever state they are.

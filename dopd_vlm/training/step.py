@@ -312,7 +312,7 @@ def _check_finite(state: TrainState, micro: MicroBatch, output: LossOutput) -> N
     uids = sorted({micro.samples[i].sample.uid for i in bad})
     raise NonFiniteLossError(
         f"step {state.step}: the loss is {float(output.loss.detach())}; "
-        f"samples {', '.join(uids[:5])}. Nothing was updated; the last checkpoint stands. "
+        f"samples {', '.join(uids[:5])}. Nothing was updated; the last checkpoint is whole. "
         "Lower optim.learning_rate, or look at these rows"
     )
 

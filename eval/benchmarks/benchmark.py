@@ -73,7 +73,7 @@ class Benchmark:
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Our field -> the benchmark's column (or columns); empty for rows in this project's schema."""
     question: str = ""
-    """The question of every row, where it stands in the image alone."""
+    """The question of every row, for benchmarks whose images hold the real one."""
     question_form: str = "plain"
     """How the question column is written: one of QUESTION_FORMS."""
     system: str = ""
@@ -187,7 +187,9 @@ def _read(path: Path) -> Benchmark:
         keep = tree.get("keep", {})
         tree["keep"] = {name: tuple(map(str, values)) for name, values in keep.items()}
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name}: a list or mapping is none: {error}") from error
+        raise ValueError(
+            f"{path.name}: something that must be a list or a mapping is neither: {error}"
+        ) from error
     return _build(Benchmark, tree, path.name)
 
 

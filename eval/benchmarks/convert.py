@@ -145,7 +145,7 @@ def to_row(task: Benchmark, raw: Row, index: int) -> dict[str, Any]:
 def _kind(task: Benchmark, answer: str) -> str:
     """The row's own type, by its answer where the task says `row`.
 
-    Letters whose options stand in the question, and what only the task's scorer can read, are text
+    Letters whose options are in the question, and what only the task's scorer can read, are text
     to the data layer.
     """
     if task.answer_type == "row":
@@ -262,7 +262,7 @@ def _images(raw: Any) -> list[Any]:
 
 
 def _frames(task: Benchmark, raw: Row) -> list[Any]:
-    """The row's own `frames`, or those of its video, which lies in the folder of the rows."""
+    """The row's own `frames`, or those of its video, which is in the folder of the rows."""
     if raw.get("frames"):
         return list(raw["frames"])
     root = (raw.get("origin") or {}).get("root")

@@ -68,8 +68,8 @@ class Export:
 def vlmevalkit(given: Export) -> list[Path]:
     """A TSV for each kind of question, since VLMEvalKit reads a whole file as one kind.
 
-    `<task>.tsv` has images and options and is scored there. `_text` stands for questions without
-    images, which would be dropped among others, and `_openended` for those without options, which
+    `<task>.tsv` has images and options and is scored there. `_text` holds questions without
+    images, which would be dropped from the other files, and `_openended` for those without options, which
     VLMEvalKit asks and does not score.
     """
     kinds: dict[str, list[tuple[int, Sample]]] = {}
@@ -82,8 +82,8 @@ def vlmevalkit(given: Export) -> list[Path]:
 def _table(given: Export, suffix: str, placed: Sequence[tuple[int, Sample]]) -> Path:
     """index, image (a list written as text where there are several), question, A.., answer, category.
 
-    `index` is the question's place in the task. Columns that say nothing are left out: an empty
-    `image` or `category` is read as a number that is none.
+    `index` is the question's place in the task. Empty columns are left out: an empty
+    `image` or `category` is read as NaN.
     """
     rows = [_cells(given, index, sample) for index, sample in placed]
     letters = sorted({letter for _, sample in placed for letter in sample.choices or ()})

@@ -47,13 +47,13 @@ def run_tasks(
         include_path: folder of task YAMLs of your own; only they are known then.
         limit: the first documents of each task only.
         num_fewshot: solved examples before each question; None is the task's own number.
-        apply_chat_template: whether questions stand in the model's chat template.
+        apply_chat_template: whether questions are put into the model's chat template.
         generation: decoding settings, by our names, that differ from the tasks'.
         out: folder of lm-eval's results and samples files.
         seed: of sampled completions; few-shot examples are always those of lm-eval's own seed.
 
     Raises:
-        ValueError: unknown task, or data that are not to be had.
+        ValueError: an unknown task, or data that cannot be loaded.
     """
     manager = TaskManager(
         include_path=str(include_path) if include_path else None,

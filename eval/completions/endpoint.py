@@ -162,7 +162,7 @@ class ImageUris:
     def __init__(self, image_format: str = "png") -> None:
         self._format = image_format
         self._threads = ThreadPoolExecutor(os.cpu_count())
-        # An image is held beside its URI, so that its id stays its own.
+        # The image is kept with its URI: otherwise another image could get its id.
         self._uris: OrderedDict[int, tuple[Image.Image, asyncio.Future[str]]] = OrderedDict()
         self._held = 0
 

@@ -1,6 +1,6 @@
 """A model that judges answers, for benchmarks whose official protocol has one: rules first, it second.
 
-The rules' verdict stands wherever they read an answer; the judge decides where they read none. It is
+The rules' verdict holds wherever they read an answer; the judge decides where they read none. It is
 asked about every answer, so that the two can be compared. The prompts are this project's own wording of
 the official protocols: `extract` has the judge name the answer that a text gives, which the task's scorer
 then compares with gold (MathVista, MathVision, DynaMath, LogicVista); `verdict` has it compare the text
@@ -118,7 +118,7 @@ class Judge:
 
     def _decided(self, record: Record, sample: Sample, request: Request, reply: str) -> Record:
         correct, extracted = self._verdict(reply, sample)
-        kept = {
+        verdict_record = {
             "model": self.name,
             "prompt": request.messages[0]["content"],
             "reply": reply,
@@ -127,9 +127,9 @@ class Judge:
             "rules": record["accuracy"] if _rules_read(record) else None,
         }
         if _rules_read(record) or correct is None:
-            return {**record, "judge": kept}
+            return {**record, "judge": verdict_record}
         decided = {"accuracy": correct, "filtered_resps": [extracted], "filter": "judge"}
-        return {**record, **decided, "judge": kept}
+        return {**record, **decided, "judge": verdict_record}
 
     def _verdict(self, reply: str, sample: Sample) -> tuple[float | None, str | None]:
         """(score, what was read); None for a reply that is neither an answer nor a judgement."""

@@ -41,7 +41,7 @@ class Request:
 
     @property
     def number(self) -> int:
-        """Seeds its draw, wherever and beside whatever it is made."""
+        """Seeds its draw, in whatever process and batch it is made."""
         return int(self.key[:12], 16)
 
 
@@ -153,7 +153,7 @@ def image_settings(policy: "Policy") -> dict[str, Any]:
 
 
 def _bit_sum(flat: "torch.Tensor") -> int:
-    """Chunked: an int64 copy of a large embedding would not fit beside it."""
+    """Chunked: an int64 copy of a large embedding would need as much memory again and more."""
     import torch
 
     return sum(int(chunk.sum(dtype=torch.int64)) for chunk in flat.split(1 << 24))

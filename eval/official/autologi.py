@@ -60,7 +60,7 @@ def score_arrangement(text: str, sample: Sample, *, timeout: float = 20.0) -> Sc
 
 
 def read_arrangement(text: str) -> Any:
-    """The literal of the text, None without one: Python's or JSON's, perhaps behind `name =`."""
+    """The literal of the text, None without one: Python's or JSON's, perhaps after `name =`."""
     for candidate in _candidates(text):
         plain = re.sub(r"//[^\n]*", "", candidate).strip()
         for form in (plain, plain.partition("=")[2].strip()):

@@ -54,7 +54,7 @@ def _sentences(text: str) -> int:
 
 
 def _divided(text: str, values: Mapping[str, Any]) -> bool:
-    """Paragraphs between *** dividers; an empty one may only stand at either end."""
+    """Paragraphs between *** dividers; only the first and the last may be empty."""
     parts = [part.strip() for part in re.split(r"\s?\*\*\*\s?", text)]
     return all(parts[1:-1]) and sum(map(bool, parts)) == values["num_paragraphs"]
 

@@ -43,7 +43,7 @@ def table_score(text: str, gold: str, question: str) -> float | None:
 
 
 def _parts(text: str, gold: str, kind: str) -> list[str]:
-    """Where the table may stand: the marked or fenced part, the whole, or what follows its header."""
+    """Where the table may be: the marked or fenced part, the whole, or what follows its header."""
     solutions = re.findall(r"<solution>(.*?)</solution>", text, re.DOTALL)
     text = solutions[-1] if solutions else text
     blocks = re.findall(r"```[^\n`]*\n(.*?)```", text, re.DOTALL)

@@ -102,8 +102,8 @@ def _labels(samples: Sequence[Sample], key: str | None) -> dict[str, str]:
 
 def _shared_images(samples: Sequence[Sample]) -> dict[str, str]:
     """uid -> hash of the plain images where at least two questions share them; else empty."""
-    found = {s.uid: images_hash(s.plain.images) for s in samples if s.plain.images}
-    return found if len(set(found.values())) < len(found) else {}
+    hashes = {s.uid: images_hash(s.plain.images) for s in samples if s.plain.images}
+    return hashes if len(set(hashes.values())) < len(hashes) else {}
 
 
 def _by_label(

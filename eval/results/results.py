@@ -95,7 +95,7 @@ def privilege_gap(plain: Results, privileged: Results) -> dict[str, float]:
 
 
 def results_json(results: Sequence[Results]) -> dict[str, Any]:
-    """lm-eval's top-level names, one entry `<task>__<view>` per Results, and ours beside them."""
+    """lm-eval's top-level names, one entry `<task>__<view>` per Results, and our own names."""
     entries = {f"{one.name}__{one.view}": one for one in results}
     gaps = {
         plain.name: privilege_gap(plain, entries[f"{plain.name}__privileged"])

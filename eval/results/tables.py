@@ -41,7 +41,7 @@ PUBLISHED = (
 
 
 def tables(results: Sequence[Results], title: str = "") -> list[Table]:
-    """Scores, and beside them published numbers where the tasks have any."""
+    """Scores, next to published numbers where the tasks have any."""
     listed = [_rich(*cells(results), title)]
     columns, lines = published(results)
     return [*listed, _rich(columns, lines, PUBLISHED)] if lines else listed
@@ -69,10 +69,10 @@ def comparison_markdown(a: Sequence[Results], b: Sequence[Results]) -> str:
 
 
 def cells(results: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
-    """(column names, lines); columns that say nothing of any task are left out."""
+    """(column names, lines); empty columns are left out."""
     lines = _lines(results)
-    kept = [i for i in range(len(COLUMNS)) if any(line[i] != "-" for line in lines)]
-    return [COLUMNS[i] for i in kept], [[line[i] for i in kept] for line in lines]
+    filled = [i for i in range(len(COLUMNS)) if any(line[i] != "-" for line in lines)]
+    return [COLUMNS[i] for i in filled], [[line[i] for i in filled] for line in lines]
 
 
 def published(results: Sequence[Results]) -> tuple[list[str], list[list[str]]]:

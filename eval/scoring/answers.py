@@ -82,7 +82,7 @@ def normal(text: str) -> str:
 
 
 def last_object(text: str) -> dict[str, Any] | None:
-    """The last whole JSON object of the text that lies in no other one; None without any."""
+    """The last whole JSON object of the text that is not inside another; None without any."""
     decoder, value, place = json.JSONDecoder(strict=False), None, text.find("{")
     while place >= 0:
         try:

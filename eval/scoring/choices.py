@@ -152,7 +152,7 @@ def _is_plural(text: str, cue: Cue) -> bool:
 
 
 def _names_other(following: str, letter: str, choices: Mapping[str, str]) -> bool:
-    """Whether the text right behind a letter is another option's: "(A) no" where A is yes."""
+    """Whether the text right after a letter is another option's: "(A) no" where A is yes."""
     head = re.split(r"[.;,](?:\s|$)|\n", following.lstrip(" \t)]}:.\"'"), maxsplit=1)[0]
     named = equal_option(head, option_texts(choices))
     return named is not None and named != letter

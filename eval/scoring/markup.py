@@ -37,7 +37,7 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def plain(text: str) -> str:
-    """The text without markup; every declared value stands between OPEN and CLOSE."""
+    """The text without markup; every declared value is put between OPEN and CLOSE."""
     text = mark_declared(SPECIAL.sub("", text.translate(FULL_WIDTH)))
     text = MARKS.sub("", SPACING.sub(" ", unwrap(text)))
     return text.strip()

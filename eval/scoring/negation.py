@@ -59,5 +59,5 @@ def is_ruled_out(text: str, start: int, end: int) -> bool:
 
 
 def _clause(text: str) -> str:
-    """What stands at the end of a text in the same clause."""
+    """The last clause of a text."""
     return re.split(r"[.,;:!?\n]|\b(?:so|thus|therefore|hence|because|since|then)\b", text)[-1]

@@ -26,7 +26,7 @@ LONGEST = 12
 def options_in(question: str) -> dict[str, str]:
     """{letter: text} of the options that a question lists, in the forms of LISTED; {} without any.
 
-    Texts are empty where the letters alone stand there: "(A) (B) (C)".
+    Texts are empty where there are letters alone: "(A) (B) (C)".
 
     A list starts at A and has no gap, so that a stray "B." is none.
     """
@@ -69,7 +69,7 @@ def declared_option(text: str, choices: Mapping[str, str]) -> str | None:
 
 
 def leading_option(text: str, choices: Mapping[str, str]) -> str | None:
-    """The option that stands alone before the first comma, stop or line break: "No, it is round"."""
+    """The option that is all there is before the first comma, stop or line break: "No, it is round"."""
     head = re.match(r"[^.,:;!\n]+(?=[.,:;!]\s|\n)", text)
     return equal_option(head[0], option_texts(choices)) if head else None
 

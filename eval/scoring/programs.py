@@ -65,7 +65,7 @@ def score_code(text: str, sample: Sample, *, timeout: float = 10.0) -> Score:
     """Whether the program passes its tests in the sandbox.
 
     The sample's answer is a template of the whole program with `{completion}` where the code
-    goes: what follows is the tests, which run apart from it. What stands before is the program's
+    goes: what follows is the tests, which run apart from it. What comes before is the program's
     beginning, and its whole statements are also the tests' own, so that a function given there is
     not the model's to change. The code is the last fenced block, else the whole text.
 
@@ -108,9 +108,7 @@ def _givens(beginning: str, uid: str) -> str:
         )
         whole = statements[:-1] if is_open else statements
         return ast.unparse(ast.Module(body=whole, type_ignores=[])) + "\n"
-    raise ValueError(
-        f"sample {uid!r}: what stands before {{completion}} is no Python: {beginning!r}"
-    )
+    raise ValueError(f"sample {uid!r}: the text before {{completion}} is no Python: {beginning!r}")
 
 
 def score_tests(text: str, sample: Sample, *, timeout: float = 6.0) -> Score:

@@ -1,7 +1,7 @@
 """The value of a number as people and models write it, read strictly: no part of a text is skipped.
 
 Read are signs, thousands, decimals, scientific notation, fractions, mixed numbers, roots, powers, multiples
-of pi, sums and products of these, number words, scales (million), percent and units behind a number.
+of pi, sums and products of these, number words, scales (million), percent and units after a number.
 Ranges, alternatives, pairs, ratios, inequalities and algebra are no number.
 """
 

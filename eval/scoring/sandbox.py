@@ -83,7 +83,7 @@ def execute_tests(
 ) -> Execution:
     """Whether the tests hold for the program, each in a process of its own with `execute`'s limits.
 
-    The tests' source runs as it stands; names that it does not define are the program's, whose
+    The tests' source runs unchanged; names that it does not define are the program's, whose
     objects it reaches by pipe. Calls give and return plain values (`child/values.py`), compared
     where the program cannot reach. Arguments that a call changed in place change here where it
     returned None.
@@ -166,7 +166,7 @@ def _start(
     memory: int,
     pipes: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """A process of `child/main.py`; one that runs a model's code stands in namespaces of its own."""
+    """A process of `child/main.py`; one that runs a model's code has namespaces of its own."""
     limits = [memory, math.ceil(timeout) + 1, FILE_BYTES, *pipes]
     command = [sys.executable, "-I", "-B", "-m", CHILD, role, *map(str, limits)]
     work = str(folder / "work")

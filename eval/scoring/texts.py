@@ -22,7 +22,7 @@ def score_text(text: str, sample: Sample) -> Score:
     """Normalised exact match of the last declared answer, else of a text of one sentence.
 
     What counts are the declared words, the same up to the end of their sentence or clause, and what
-    stands behind the last "is" of a sentence: "The hottest month is May." A gold JSON list of texts
+    comes after the last "is" of a sentence: "The hottest month is May." A gold JSON list of texts
     names alternatives, numbers among them rounded to two decimals.
     """
     answer, rule = declared_answer(text)

@@ -223,7 +223,7 @@ def machine(args: argparse.Namespace) -> dict:
 
 
 def earlier(path: Path, here: dict) -> dict:
-    """The report that lies at path if it was measured on the same terms, else an empty one."""
+    """The report at path if it was measured on the same terms, else an empty one."""
     if path.exists():
         report = json.loads(path.read_text())
         if report["machine"] == here:

@@ -4,7 +4,7 @@
     dopd bench rollout --model embedded_vl
 
 The same prompts, numbers and lengths; variants take turns; timings of an earlier run on the same
-terms that lie under --out count in. `generate_batch` is transformers' continuous batching. It takes
+terms that are in --out count in. `generate_batch` is transformers' continuous batching. It takes
 token ids alone, and would read the places of images as words. Left to itself it takes most of the
 machine's memory for its cache, and half a minute to do so on CPU: it gets room for what comes.
 """

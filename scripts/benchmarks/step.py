@@ -8,7 +8,7 @@ A variant is a method of ours; `opd_full_kl`, ours with TRL's loss, the reverse 
 vocabulary; either followed by `-pixels`, where every forward takes its images through the vision
 tower itself; or `trl`. All see the same prompts, batch, completion lengths, micro-batches and
 teacher. They take turns inside one process and each step is timed; the table gives medians, and
-timings of an earlier run on the same terms that lie under --out count in. Ctrl-C or SIGTERM ends it
+timings of an earlier run on the same terms that are in --out count in. Ctrl-C or SIGTERM ends it
 with what was timed. Completions never end before --tokens, so that tokens per second compare equal
 work; --natural lets them end.
 """
@@ -128,7 +128,7 @@ def make_state(args: argparse.Namespace, method: str) -> TrainState:
 def variant_of(state: TrainState, name: str) -> TrainState:
     """The same models and optimizer under the variant's method.
 
-    Raises ValueError for a name that is none.
+    Raises ValueError for an unknown name.
     """
     name = name.removesuffix(PIXELS)
     if name == FULL_KL:

@@ -25,7 +25,7 @@ def environment(name: str, *steps: Sequence[str], sees_ours: bool = True) -> Pat
         name: of its folder.
         steps: arguments of `pip install`, one call each.
         sees_ours: whether it also sees the packages of the running Python, and this package first of
-            all, so that torch and what stands on it are not installed again.
+            all, so that torch and what needs it are not installed again.
     """
     folder = cache_folder("environments", name)
     python = folder / "bin" / "python"

@@ -28,7 +28,7 @@ STUDENT, TEACHER = "Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"
 TEACHER_LAYERS = 18
 """Half of the 8B model's, so that both fit one GPU with fp32 training."""
 NEVER = 1
-"""An id that stands for the end and is as rare as any other of 151,936."""
+"""The id that ends a completion; among 151,936 drawn ids it is rare."""
 
 
 def make_run(

@@ -223,7 +223,7 @@ def decode(*, is_small: bool) -> Iterator[Row]:
 
 
 def memory(*, is_small: bool) -> Iterator[Row]:
-    """The peak of a step on this device beside what its parts must take."""
+    """The measured peak of a step on this device and the predicted one."""
     if find_spec("transformers") is None or DEVICE == "cpu":
         yield {"what": "memory", "result": NOT_INSTALLED if DEVICE == "cuda" else "needs a GPU"}
         return

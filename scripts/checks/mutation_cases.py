@@ -1,6 +1,6 @@
 """Small changes of meaning, each of which some test must notice: `MUTATIONS`.
 
-`old` stands once in the file; `tests` are the test files that belong to the place.
+`old` occurs once in the file; `tests` are the test files that belong to the place.
 """
 
 from dataclasses import dataclass

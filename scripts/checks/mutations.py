@@ -62,7 +62,7 @@ def mutated(mutation: Mutation, text: str) -> str:
     """The file's text with the change.
 
     Raises:
-        ValueError: the old text does not stand in it exactly once.
+        ValueError: the old text does not occur in it exactly once.
     """
     count = text.count(mutation.old)
     if count != 1:

@@ -109,7 +109,7 @@ def read_zeroeval(folder: Path) -> Iterator[Case]:
 
 
 def read_grade_school_math(folder: Path) -> Iterator[Case]:
-    """example_model_solutions.jsonl: a human label each; "A: " stands before the answer."""
+    """example_model_solutions.jsonl: a human label each; "A: " comes before the answer."""
     path = folder / "grade_school_math/data/example_model_solutions.jsonl"
     entries = _lines(path)
     rows = [{**one, "answer": "####" + one["ground_truth"].rpartition("A: ")[2]} for one in entries]

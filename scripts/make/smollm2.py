@@ -42,7 +42,7 @@ rounded to bfloat16: they are the 4-bit ones, not those of the original checkpoi
 
 
 def default_folder() -> Path:
-    """Where the model lies when nothing else is said."""
+    """The model's folder unless another is given."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "dopd_vlm" / "smollm2-135m-instruct"
 

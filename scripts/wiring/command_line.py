@@ -30,7 +30,7 @@ def add_plugin_option(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a Python file that registers annotation types, methods or divergences; may stand more than once",
+        help="a Python file that registers annotation types, methods or divergences; may be given more than once",
     )
 
 

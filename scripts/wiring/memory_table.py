@@ -16,7 +16,7 @@ from dopd_vlm.training.samples import encoded_views
 
 GIB = 1 << 30
 ROWS = 32
-"""Rows whose longest prompt stands for the batch."""
+"""Of so many rows the longest prompt is taken for the whole batch."""
 TIGHT = 0.9
 """Above this share of a device, pieces of free memory between tensors can be what is missing."""
 

@@ -91,7 +91,7 @@ def load_reader(model: ModelConfig, template: PromptTemplate) -> Reader | None:
     """The reader of a model whose tokenizer is here; None where it cannot be had."""
     from transformers import AutoConfig, AutoTokenizer
 
-    # Only what lies here: a look ahead waits for no download.
+    # Only local files: a look ahead waits for no download.
     options = {"trust_remote_code": model.trust_remote_code, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model.path, **options)

@@ -99,7 +99,7 @@ def training_samples(
 
 
 def further_views(config: RunConfig) -> tuple[str, ...]:
-    """The views that the recipe's method needs beside plain and privileged."""
+    """The views that the recipe's method needs besides plain and privileged."""
     from dopd_vlm.methods import (
         configured_method,  # here: it needs torch, which the help does without
     )

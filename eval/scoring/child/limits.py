@@ -39,7 +39,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 ALLOW, DENY, NO_SUCH_CALL, KILL = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 0x80000000
 LOAD, EQUAL, AT_LEAST, ANY_BIT, MASK, GIVE = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 ARGUMENTS = (16, 24, 32, 40, 48)
-"""Where the low halves of the arguments stand in the filter's data; the high halves are 4 behind."""
+"""Offsets of the arguments' low halves in the filter's data; the high halves follow 4 bytes later."""
 CLONE_THREAD = 0x00010000
 TERMINAL_QUERIES = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX and FIOCLEX."""
@@ -128,7 +128,7 @@ def _checks(name: str) -> list[bytes]:
     first, second, third, _, fifth = ARGUMENTS
     if name == "clone":  # threads, not processes
         return [_step(LOAD, first), _step(ANY_BIT, CLONE_THREAD, 0, 1), *_verdicts(ALLOW, DENY)]
-    if name == "clone3":  # its flags stand in memory, where no filter looks; libraries fall back
+    if name == "clone3":  # its flags are in memory, where no filter looks; libraries fall back
         return [_step(GIVE, NO_SUCH_CALL)]
     if name == "ioctl":
         return _one_of(second, TERMINAL_QUERIES, ALLOW, DENY)

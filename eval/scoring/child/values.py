@@ -53,7 +53,7 @@ def _is_numpy_scalar(value: Any) -> bool:
 
 
 def decode(data: Any, resolve: Callable[[int], Any]) -> Any:
-    """The value of a JSON form; `resolve` gives what a reference stands for.
+    """The value of a JSON form; `resolve` gives the object of a reference.
 
     Raises:
         ValueError, TypeError: it is no such form, or a set holds what cannot be in one.

@@ -11,7 +11,7 @@ from accelerate.utils import ProjectConfiguration
 from transformers import get_cosine_schedule_with_warmup
 
 from dopd_vlm.config import DataConfig, RunConfig
-from dopd_vlm.distributed import process_state
+from dopd_vlm.distributed import first_failure, process_state
 from dopd_vlm.methods import Method, configured_method
 from dopd_vlm.models.families import Family
 from dopd_vlm.models.policy import (
@@ -26,6 +26,7 @@ from dopd_vlm.models.policy import (
 from dopd_vlm.rollout.engines import open_engine
 from dopd_vlm.training.agreement import check_same_weights
 from dopd_vlm.training.checkpoint import AVERAGE, last_checkpoint, load_trainer_
+from dopd_vlm.training.manifest import check_manifest
 from dopd_vlm.training.state import TrainState
 
 
@@ -53,7 +54,7 @@ def run_folder(config: RunConfig) -> Path:
 def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> TrainState:
     """Models, method and optimizer; from the last checkpoint when resuming."""
     method = configured_method(config)
-    checkpoint = last_checkpoint(run_dir) if config.resume else None
+    checkpoint = checkpoint_to_resume(config, accelerator, run_dir)
     device = accelerator.device
     student = load_student(config, device, checkpoint)
     check_coords(config.data, student.family)
@@ -87,6 +88,21 @@ def build_state(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> T
         load_trainer_(state, checkpoint)
     check_same_weights(state)
     return state
+
+
+def checkpoint_to_resume(config: RunConfig, accelerator: Accelerator, run_dir: Path) -> Path | None:
+    """The newest checkpoint where the recipe resumes; rank 0 reads all of it once and all hear what it says."""
+    checkpoint = last_checkpoint(run_dir) if config.resume else None
+    failure = None
+    if checkpoint is not None and accelerator.is_main_process:
+        try:
+            check_manifest(checkpoint, config)
+        except ValueError as error:
+            failure = str(error)
+    failure = first_failure(accelerator, failure)
+    if failure is not None:
+        raise ValueError(failure)
+    return checkpoint
 
 
 def check_coords(data: DataConfig, family: Family) -> None:

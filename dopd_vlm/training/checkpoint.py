@@ -1,7 +1,7 @@
 """Save and resume: a Hugging Face folder for users, and inside it what the next step needs.
 
     runs/NAME/checkpoints/step_000100/          student weights and processor, loadable by the Auto classes
-    runs/NAME/checkpoints/step_000100/trainer/  optimizer, schedule, step, self-target
+    runs/NAME/checkpoints/step_000100/trainer/  optimizer, schedule, step, self-target, manifest
     runs/NAME/checkpoint -> checkpoints/...     the newest
 
 Data order and sampling are functions of seed and step, so no random state is stored.
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from dopd_vlm.jsonl import replacing
+from dopd_vlm.training.manifest import write_manifest
 from dopd_vlm.training.state import TrainState
 
 LINK = "checkpoint"
@@ -57,6 +58,7 @@ def _write(state: TrainState, folder: Path) -> None:
         },
         trainer / "state.pt",
     )
+    write_manifest(folder, state.config, state.student.model.config)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -92,8 +92,14 @@ def test_several_greedy_completions_are_refused() -> None:
         ("", "must hold settings of a benchmark, got NoneType"),
         ("a: [", "own.yaml is no YAML"),
         ("rows: r\ndescription: d\nprompts: x", "own.yaml, prompts must be a mapping"),
-        ("rows: r\ndescription: d\nannotations: 5", "own.yaml: a list or mapping is none"),
-        ("rows: r\ndescription: d\nkeep: [a]", "own.yaml: a list or mapping is none"),
+        (
+            "rows: r\ndescription: d\nannotations: 5",
+            "own.yaml: something that must be a list or a mapping",
+        ),
+        (
+            "rows: r\ndescription: d\nkeep: [a]",
+            "own.yaml: something that must be a list or a mapping",
+        ),
         ("rows: r\ndescription: d\ngeneration: {temperature: warm}", "own.yaml, generation: "),
     ],
 )

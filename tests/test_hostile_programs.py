@@ -273,7 +273,7 @@ def test_tests_read_as_if_they_were_beside_the_program(program: str, tests: str)
 @pytest.mark.parametrize(
     ("answer", "message"),
     [("assert f(1)", "completion} once"), ("{completion}{completion}", "once"),
-     ("{completion}\nassert f(", "what follows"), ("x = (\n{completion}\n", "what stands before")],
+     ("{completion}\nassert f(", "what follows"), ("x = (\n{completion}\n", "the text before")],
 )  # fmt: skip
 def test_templates_that_cannot_be_read_say_so(answer: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

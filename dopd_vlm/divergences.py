@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from dopd_vlm import plugins
-from dopd_vlm.errors import unknown
 from dopd_vlm.types import Route, Tail
 
 PairDivergence = Callable[[Tensor, Tensor], Tensor]
@@ -255,27 +254,13 @@ DIVERGENCES: dict[str, Divergence] = {
 
 
 def register(divergence: Divergence) -> Divergence:
-    """Makes a divergence known under its name, and returns it.
-
-    Raises:
-        ValueError: the name is taken by another divergence.
-    """
-    if DIVERGENCES.setdefault(divergence.name, divergence) is not divergence:
-        raise ValueError(f"divergence {divergence.name!r} exists already; give yours another name")
-    return divergence
+    """Makes a divergence known under its name, and returns it; ValueError where another has the name."""
+    return plugins.add("divergence", DIVERGENCES, divergence.name, divergence)
 
 
 def divergence(name: str) -> Divergence:
-    """The divergence of that name.
-
-    Raises:
-        ValueError: unknown name; the message lists the near ones.
-    """
-    if name not in DIVERGENCES:
-        plugins.load(plugins.METHODS)
-    if name not in DIVERGENCES:
-        raise unknown("divergence", name, DIVERGENCES)
-    return DIVERGENCES[name]
+    """The divergence of that name; ValueError for an unknown one."""
+    return plugins.look_up("divergence", DIVERGENCES, name)
 
 
 def of_route(route: Route) -> Divergence:

@@ -5,7 +5,6 @@ from typing import Literal
 
 from dopd_vlm import method_tables, plugins
 from dopd_vlm.config import RunConfig
-from dopd_vlm.errors import unknown
 from dopd_vlm.method_tables import Method, dropped, uniform
 from dopd_vlm.method_tables.paper import (
     DEEP_TEACHER,
@@ -48,29 +47,17 @@ METHODS: dict[str, Method] = {method.name: method for method in method_tables.ME
 
 
 def register(method: Method) -> Method:
-    """Makes a method known under its name, and returns it.
-
-    Raises:
-        ValueError: the name is taken by another method.
-    """
-    if METHODS.setdefault(method.name, method) is not method:
-        raise ValueError(f"method {method.name!r} exists already; give yours another name")
-    return method
+    """Makes a method known under its name, and returns it; ValueError where another has the name."""
+    return plugins.add("method", METHODS, method.name, method)
 
 
 def method(name: str) -> Method:
-    """The method of that name: built in, registered, or from another package's entry point.
-
-    Raises:
-        ValueError: unknown name; the message lists the near ones.
-    """
+    """The method of that name, which may be the object of an entry point; ValueError for an unknown one."""
     if name not in METHODS:
         for loaded in plugins.load(plugins.METHODS).values():
             if isinstance(loaded, Method):
                 register(loaded)
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name]
+    return plugins.look_up("method", METHODS, name)
 
 
 def adjusted(

@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from dopd_vlm.errors import unknown
+
+T = TypeVar("T")
 
 METHODS = "dopd_vlm.methods"
 """Entry points of methods; the module of one may register divergences and routers too."""
@@ -37,6 +41,30 @@ def load(group: str) -> Mapping[str, Any]:
                 stacklevel=2,
             )
     return objects
+
+
+def add(kind: str, table: dict[str, T], name: str, value: T) -> T:
+    """Makes a value known under its name, and returns it; twice the same one is no error.
+
+    Raises:
+        ValueError: the name is taken by another value.
+    """
+    if table.setdefault(name, value) is not value:
+        raise ValueError(f"{kind} {name!r} exists already; give yours another name")
+    return value
+
+
+def look_up(kind: str, table: Mapping[str, T], name: str) -> T:
+    """The value of that name: built in, added, or added by the module of an entry point.
+
+    Raises:
+        ValueError: unknown name; the message lists the near ones.
+    """
+    if name not in table:
+        load(METHODS)
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]
 
 
 def load_file(name: str | Path) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from dopd_vlm import plugins
 from dopd_vlm.config import RolloutConfig
-from dopd_vlm.errors import unknown
 from dopd_vlm.models.policy import Policy
 from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.rollout.own import OwnEngine
@@ -37,8 +37,7 @@ def register(name: str, open_engine: OpenEngine) -> None:
     Raises:
         ValueError: the name is taken by another engine.
     """
-    if ENGINES.setdefault(name, open_engine) is not open_engine:
-        raise ValueError(f"engine {name!r} exists already; give yours another name")
+    plugins.add("engine", ENGINES, name, open_engine)
 
 
 def open_engine(
@@ -50,6 +49,4 @@ def open_engine(
         ValueError: no engine has the name.
         EngineError: the engine cannot start.
     """
-    if config.engine not in ENGINES:
-        raise unknown("rollout.engine", config.engine, ENGINES)
-    return ENGINES[config.engine](config, policy, autocast)
+    return plugins.look_up("rollout.engine", ENGINES, config.engine)(config, policy, autocast)

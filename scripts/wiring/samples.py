@@ -25,8 +25,11 @@ from dopd_vlm.eval.completions.requests import images_hash
 from dopd_vlm.eval.scorers import row_scorer, score
 from dopd_vlm.types import Sample, View
 
-HELD_BYTES, HELD_TEXT = 64 * 2**20, 4096
-"""Pixels that checked samples may hold until training asks for them, and what the rest of one may take."""
+HELD_BYTES, HELD_TEXT = 8 * 2**20, 4096
+"""Pixels that checked samples may hold until training asks for them, and what the rest of one may take.
+
+Few: a run on many rows holds little more than one on few (tests/test_streaming.py).
+"""
 PROGRAMS = ("code", "tests", "arrangement")
 """Answer types whose scorers run the completion."""
 LISTED = 10

@@ -65,7 +65,8 @@ def failing_together() -> Iterator[None]:
         yield
     except BaseException as error:
         over.set()
-        store.set(FAILURE, f"rank {rank}: {type(error).__name__}: {error}")
+        # Only where it is free: what the first one left must not give way to the others' broken connections.
+        store.compare_set(FAILURE, "", f"rank {rank}: {type(error).__name__}: {error}")
         time.sleep(2 * PAUSE)  # it may be this process that holds the store
         raise
     finally:

@@ -30,6 +30,7 @@ from dopd_vlm.tracking.token_maps import decoded_samples
 from dopd_vlm.tracking.tracker import Tracker, check_trackers, start_trackers, stop_trackers
 from dopd_vlm.training.build import build_state, make_accelerator, run_folder
 from dopd_vlm.training.checkpoint import check_space, save_checkpoint
+from dopd_vlm.training.completions import current_engine
 from dopd_vlm.training.metrics import memory_metrics
 from dopd_vlm.training.rescoring import DIFFERENCE_AT_MOST
 from dopd_vlm.training.samples import VIEWS as SAMPLE_VIEWS
@@ -44,7 +45,7 @@ from dopd_vlm.training.samples import (
     start_server,
 )
 from dopd_vlm.training.state import TrainState
-from dopd_vlm.training.step import Clock, current_engine, train_step
+from dopd_vlm.training.step import Clock, train_step
 from dopd_vlm.types import Sample
 
 log = logging.getLogger(__name__)

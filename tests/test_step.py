@@ -20,7 +20,7 @@ from dopd_vlm.models.policy import checkpoint_activations_
 from dopd_vlm.rollout import OwnEngine
 from dopd_vlm.training.samples import encode_sample
 from dopd_vlm.training.state import TrainState
-from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step
+from dopd_vlm.training.step import Clock, NonFiniteLossError, distil_step, roll_out
 from dopd_vlm.training.targets import arranged
 from dopd_vlm.types import Regime, Rollout, View
 
@@ -288,3 +288,10 @@ def test_checkpointed_layers_run_twice_and_give_the_same_gradient(kind):
     assert calls == [2, 2]
     for name, grad in found[0].items():
         assert (found[1][name] - grad).norm() <= 1e-6 * grad.norm() + 1e-12, name
+
+
+def test_the_engine_rests_once_the_rollouts_are_drawn(monkeypatch):
+    state, rests = make_state("opd", kind="text"), []
+    monkeypatch.setattr(state.engine, "rest", lambda: rests.append(True))
+    assert roll_out(state, make_samples(state, kind="text"))
+    assert rests == [True]

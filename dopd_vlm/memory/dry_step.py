@@ -35,9 +35,10 @@ from dopd_vlm.rollout.own import ROOM, OwnEngine
 from dopd_vlm.routers import Routing
 from dopd_vlm.routers.router import everywhere
 from dopd_vlm.routing import Counts, Thresholds
+from dopd_vlm.training.completions import sample_completions
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
-from dopd_vlm.training.step import micro_batch_loss, recomputing, sample_completions
+from dopd_vlm.training.step import micro_batch_loss, recomputing
 from dopd_vlm.training.targets import MicroBatch, score_targets
 from dopd_vlm.types import Rollout, Sample, View, ViewName
 

@@ -24,9 +24,10 @@ from dopd_vlm.routing import Thresholds, privilege_advantage_gap
 from dopd_vlm.run_folder import HISTOGRAMS_FILE, MAPS_FILE, PROBES_FILE
 from dopd_vlm.tracking.token_maps import probe_record, token_map_text, token_maps
 from dopd_vlm.tracking.tracker import Tracker, log_token_maps
+from dopd_vlm.training.completions import sample_completions
 from dopd_vlm.training.samples import EncodedSample, encode_sample
 from dopd_vlm.training.state import TrainState
-from dopd_vlm.training.step import StepOutput, completion_text, sample_completions
+from dopd_vlm.training.step import StepOutput, completion_text
 from dopd_vlm.types import Sample, Sampling, ViewName
 
 log = logging.getLogger(__name__)

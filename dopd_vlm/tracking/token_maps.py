@@ -19,9 +19,10 @@ from dopd_vlm.routed_loss.loss import LossOutput
 from dopd_vlm.routed_loss.target_scores import TargetScores, target_scores
 from dopd_vlm.routers import Limits
 from dopd_vlm.routing import Counts, Thresholds
+from dopd_vlm.training.completions import sample_completions
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
-from dopd_vlm.training.step import StepOutput, completion_text, micro_batch_loss, sample_completions
+from dopd_vlm.training.step import StepOutput, completion_text, micro_batch_loss
 from dopd_vlm.training.targets import MicroBatch, batch_limits, score_targets, with_routes
 from dopd_vlm.types import Regime, Rollout, Sample, ViewName
 

@@ -9,7 +9,9 @@ from random import Random
 
 import torch
 
+from dopd_vlm.models.encoder import EncodedPrompt
 from dopd_vlm.models.image_features import StepFeatures
+from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.rollout.own import generate
 from dopd_vlm.rollout.seeds import mixed_seed
 from dopd_vlm.rollout.weights import policy_weights
@@ -62,10 +64,27 @@ def _written(
         size = state.config.rollout.batch_size
         with state.accelerator.autocast():
             return generate(state.teacher, prompts, sampling, batch_size=size, features=features)
-    engine = state.engine
-    if engine.version != state.step:
-        engine.load(policy_weights(state.student), version=state.step)
-    return engine.generate(prompts, sampling, version=state.step, features=features)
+    return sample_completions(state, prompts, sampling, features)
+
+
+def sample_completions(
+    state: TrainState,
+    prompts: Sequence[EncodedPrompt],
+    sampling: Sampling,
+    features: StepFeatures | None = None,
+) -> list[Rollout]:
+    """Completions by the student as it is now."""
+    engine = current_engine(state)
+    rollouts = engine.generate(prompts, sampling, version=state.step, features=features)
+    engine.rest()
+    return rollouts
+
+
+def current_engine(state: TrainState) -> RolloutEngine:
+    """The run's engine with the student's weights of this step."""
+    if state.engine.version != state.step:
+        state.engine.load(policy_weights(state.student), version=state.step)
+    return state.engine
 
 
 def answer_rollout(state: TrainState, sample: EncodedSample, longest: int) -> Rollout:

@@ -14,13 +14,10 @@ import torch
 from accelerate import Accelerator
 
 from dopd_vlm.distributed import first_failure, sum_gradients_, total_of
-from dopd_vlm.models.encoder import EncodedPrompt
 from dopd_vlm.models.forward import completion_hidden
 from dopd_vlm.models.image_features import StepFeatures
 from dopd_vlm.models.policy import Policy
-from dopd_vlm.rollout.engine import RolloutEngine
 from dopd_vlm.rollout.seeds import mixed_seed
-from dopd_vlm.rollout.weights import policy_weights
 from dopd_vlm.routed_loss import LossOutput, Student, Target, routed_loss
 from dopd_vlm.routed_loss.softmax import chunk_dtype
 from dopd_vlm.routers import Limits
@@ -32,7 +29,7 @@ from dopd_vlm.training.rescoring import logprob_difference
 from dopd_vlm.training.samples import EncodedSample
 from dopd_vlm.training.state import TrainState
 from dopd_vlm.training.targets import MicroBatch, batch_limits, score_targets, with_routes
-from dopd_vlm.types import Rollout, Sample, Sampling
+from dopd_vlm.types import Rollout, Sample
 
 
 class NonFiniteLossError(RuntimeError):
@@ -174,26 +171,6 @@ def roll_out(
     rollout = state.config.rollout
     seed = mixed_seed(state.config.seed, rollout.seed, state.step)
     return completions(state, samples, rollout.sampling(seed=seed), features)
-
-
-def sample_completions(
-    state: TrainState,
-    prompts: Sequence[EncodedPrompt],
-    sampling: Sampling,
-    features: StepFeatures | None = None,
-) -> list[Rollout]:
-    """Completions by the student as it is now."""
-    engine = current_engine(state)
-    rollouts = engine.generate(prompts, sampling, version=state.step, features=features)
-    engine.rest()
-    return rollouts
-
-
-def current_engine(state: TrainState) -> RolloutEngine:
-    """The run's engine with the student's weights of this step."""
-    if state.engine.version != state.step:
-        state.engine.load(policy_weights(state.student), version=state.step)
-    return state.engine
 
 
 def completion_text(policy: Policy, rollout: Rollout) -> str:

@@ -214,11 +214,11 @@ def _router_scores(
 ) -> Scores:
     """What the router asks for; the log-probs of a pair that is a target come from the target's pass 1."""
     router, method = routers.router(state.method.router), state.method
-    known = {(t.policy, t.view): name for name in targets for t in method.terms(name)[:1]}
     known = {
-        pair: n
-        for pair, n in known.items()
-        if method.terms(n) == (Term(policy=pair[0], view=pair[1]),)
+        (term.policy, term.view): name
+        for name in targets
+        for term in method.terms(name)
+        if method.terms(name) == (replace(term, coefficient=1.0),)
     }
     settings = state.config.method
     softmax = Softmax(width=state.vocab_size, chunk_size=settings.chunk_size)
